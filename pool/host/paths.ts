@@ -1,0 +1,61 @@
+// Owns every path under the data directory: no other file joins one.
+// Invariant: ids in paths have passed their pattern; socket paths stay under the 107 bytes Linux allows.
+import { join } from 'node:path';
+import { ThawError } from '../../shared/errors.ts';
+import { snapshotIdPattern, vmIdPattern } from '../../shared/ids.ts';
+import type { CapturedFiles } from '../hypervisor/hypervisor.ts';
+
+export interface Paths {
+  readonly dataDir: string;
+  readonly lock: string;
+  readonly apiKey: string;
+  readonly redisDir: string;
+  readonly redisSocket: string;
+  readonly imagesDir: string;
+  readonly snapshotsDir: string;
+  readonly vmsDir: string;
+  readonly bundlesDir: string;
+  readonly hypervisorChoice: string;
+  readonly log: string;
+  vmDir(vmId: string): string;
+  snapshotDir(snapshotId: string): string;
+  bundle(sha256: string): string;
+}
+
+export function pathsOf(dataDir: string): Paths {
+  // 'vms/vm-xxxxxxxxxxxx/control.sock' is the longest socket path below the data directory.
+  if (Buffer.byteLength(join(dataDir, 'vms/vm-000000000000/control.sock')) > 107)
+    throw new ThawError(
+      'bad-config',
+      `THAW_DATA_DIR: ${dataDir} is too long: unix sockets below it would pass 107 bytes`,
+    );
+  const under = (...parts: string[]) => join(dataDir, ...parts);
+  const checked = (pattern: RegExp, id: string) => {
+    if (!pattern.test(id))
+      throw new ThawError('bad-request', `not a valid id: ${JSON.stringify(id.slice(0, 64))}`);
+    return id;
+  };
+  return {
+    dataDir,
+    lock: under('lock'),
+    apiKey: under('api-key'),
+    redisDir: under('redis'),
+    redisSocket: under('redis', 'redis.sock'),
+    imagesDir: under('images'),
+    snapshotsDir: under('snapshots'),
+    vmsDir: under('vms'),
+    bundlesDir: under('bundles'),
+    hypervisorChoice: under('hypervisor.json'),
+    log: under('thaw.log'),
+    vmDir: (vmId) => under('vms', checked(vmIdPattern, vmId)),
+    snapshotDir: (snapshotId) => under('snapshots', checked(snapshotIdPattern, snapshotId)),
+    bundle: (sha256) => under('bundles', `${checked(/^[0-9a-f]{64}$/, sha256)}.tar`),
+  };
+}
+
+/** The files of a captured VM inside its snapshot directory. */
+export const capturedFilesIn = (dir: string): CapturedFiles => ({
+  pagesPath: join(dir, 'pages'),
+  devicesPath: join(dir, 'devices'),
+  diskPath: join(dir, 'disk'),
+});

@@ -1,0 +1,118 @@
+// Owns the hypervisor port: what a VMM driver offers to the rest of the pool.
+// Refuses to own policy (when to restore, how many) and the guest's words (pool/guest).
+// Invariant: an adapter passes `conformance.ts`; what it cannot do its Capabilities say.
+import type { Duplex } from 'node:stream';
+
+export interface Capabilities {
+  /** Clones of one page file share its pages; a restore costs no copy of memory. */
+  copyOnWriteMemory: boolean;
+  /** Guest code cannot reach the host. False only for `process`. */
+  isolated: boolean;
+  /** A capture holds running processes: clones go on where the captured VM stood. */
+  capturesMemory: boolean;
+  /** Guest code runs on the CPU itself (KVM), not under emulation. */
+  hardwareVirtualisation: boolean;
+  /** The guest may open connections to the outside. */
+  egress: boolean;
+  maxVcpus: number;
+}
+
+/** What one `images/` build made; every path is named by content and never changes. */
+export interface GuestImage {
+  /** SHA-256 over all inputs; names the image. */
+  digest: string;
+  kernelPath: string;
+  initrdPath: string;
+  rootPath: string;
+  /** Sparse, formatted, empty writable disk. */
+  blankDiskPath: string;
+}
+
+/** Decides which snapshots fit: equal keys may be restored by each other. */
+export interface Compatibility {
+  hypervisor: string;
+  hypervisorVersion: string;
+  machine: string;
+  cpu: string;
+  imageDigest: string;
+}
+
+export interface MachineShape {
+  memoryMb: number;
+  vcpus: number;
+}
+
+/** The files of a captured VM. All live in one directory; `pages` is of the guest's size and never changes. */
+export interface CapturedFiles {
+  pagesPath: string;
+  devicesPath: string;
+  diskPath: string;
+}
+
+export interface BootRequest {
+  vmId: string;
+  shape: MachineShape;
+  image: GuestImage;
+  /** Directory of this VM's sockets, logs and disk; exists and is empty. */
+  runDir: string;
+  /** Absent file that becomes the guest's memory, mapped shared: capture copies nothing. */
+  pagesPath: string;
+}
+
+export interface RestoreRequest {
+  vmId: string;
+  shape: MachineShape;
+  image: GuestImage;
+  runDir: string;
+  from: CapturedFiles;
+  /**
+   * `private`: a clone, guest writes stay in the VMM. `shared`: `from.pagesPath` is a file of this VM alone and guest
+   * writes go into it, so that a later capture copies nothing (how a function version is built from a template).
+   */
+  memory: 'private' | 'shared';
+  /** Called as each stage ends, with its duration. Stages: disk, spawn, load, resume. */
+  onStage?: (stage: string, elapsedMs: number) => void;
+}
+
+export interface MachineExit {
+  exitCode: number | null;
+  signal: string | null;
+  /** The end of the VMM's standard error, for the error that reports it. */
+  stderrTail: string;
+}
+
+export interface Address {
+  host: string;
+  port: number;
+}
+
+/** One VMM process. Running when handed out. */
+export interface Machine {
+  readonly vmId: string;
+  readonly pid: number;
+  /** Settles once, when the VMM process has ended for whatever reason; never rejects. */
+  readonly exited: Promise<MachineExit>;
+  /** The control channel to the guest agent; one at a time. */
+  openControl(): Promise<Duplex>;
+  /** A host address whose connections reach `guestPort` inside. Repeated calls give the same one. */
+  addressOf(guestPort: number): Promise<Address>;
+  /**
+   * Pauses and writes the device state and disk beside the page file. Only for a machine with shared memory
+   * (booted, or restored `shared`): its page file is then the snapshot's. The machine must be destroyed afterwards.
+   */
+  captureInPlace(
+    target: Omit<CapturedFiles, 'pagesPath'>,
+    onStage?: (stage: string, elapsedMs: number) => void,
+  ): Promise<void>;
+  /** Ends the VMM; safe in every state and more than once. Resolves when the process is gone. */
+  destroy(): Promise<void>;
+}
+
+export interface Hypervisor {
+  readonly name: 'qemu' | 'process' | 'cloud-hypervisor';
+  readonly capabilities: Capabilities;
+  /** @throws ThawError `missing-package` naming what to install. */
+  compatibility(image: GuestImage): Promise<Compatibility>;
+  boot(request: BootRequest, signal?: AbortSignal): Promise<Machine>;
+  restore(request: RestoreRequest, signal?: AbortSignal): Promise<Machine>;
+}

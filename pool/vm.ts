@@ -1,0 +1,32 @@
+// Owns what the pool knows of one VM that can serve. Made by a VmFactory; the pool decides its fate.
+import type { ControlEvent } from '../shared/agent-protocol.ts';
+import type { Address } from './hypervisor/hypervisor.ts';
+
+/** How a lease got its VM, from the design's words. */
+export type Tier = 'warm' | 'local' | 'remote' | 'boot';
+
+/** A restored clone: its agent answered, was reseeded, proved its snapshot, and its prime paths were called once. */
+export interface Vm {
+  readonly vmId: string;
+  readonly snapshotId: string;
+  readonly pid: number;
+  readonly memoryMb: number;
+  /** Authorises `/_thaw/*` on this VM. */
+  readonly secret: string;
+  readonly agent: Address;
+  /** Absent for VMs without a function runner (sandboxes). */
+  readonly runner: Address | undefined;
+  /** Settles with the reason when the VM can serve no longer: VMM exit or a runner that ended. Never rejects. */
+  readonly ended: Promise<string>;
+  addressOf(guestPort: number): Promise<Address>;
+  onEvent(listener: (event: ControlEvent) => void): void;
+  destroy(): Promise<void>;
+}
+
+/** Makes VMs; the pool's only way to get one. Implementations: vm-factory.ts, and a simulated one in tests. */
+export interface VmFactory {
+  /** @throws ThawError `restore-failed` | `template-not-found` | `incompatible`. */
+  restore(snapshotId: string, signal: AbortSignal): Promise<Vm>;
+  /** What one VM of this snapshot counts against capacity. */
+  memoryMbOf(snapshotId: string): number;
+}

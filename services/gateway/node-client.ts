@@ -1,0 +1,105 @@
+// Owns the one interface through which the gateway reaches a node: in-process today, HTTP for a cluster.
+// Refuses to own placement. Invariant: nothing here names a VM, a socket or a file of the node.
+import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
+import type { Duplex, Readable } from 'node:stream';
+import type { LogEvent } from '../../shared/agent-protocol.ts';
+import type { ResolvedManifest } from '../../shared/function-manifest.ts';
+
+/** How a request got its VM (see pool/vm.ts). */
+export type Tier = 'warm' | 'local' | 'remote' | 'boot';
+
+/** A deployed, servable version, as the gateway knows it from the state store. */
+export interface FunctionVersion {
+  name: string;
+  version: number;
+  snapshotId: string;
+  manifest: ResolvedManifest;
+  bundleSha256: string;
+  createdAt: string;
+}
+
+export interface DeployRequest {
+  name: string;
+  version: number;
+  manifest: ResolvedManifest;
+  /** Path of a plain tar that has passed the bundle checks. */
+  bundlePath: string;
+  bundleSha256: string;
+  onOutput?: (text: string) => void;
+}
+
+export interface GuestRequest {
+  method: string;
+  /** Path with query, as the guest shall see it. */
+  path: string;
+  headers: IncomingHttpHeaders;
+  body: Readable | null;
+  /** Aborts when the client is gone. */
+  signal: AbortSignal;
+  /** Milliseconds from the call until response headers must have come. */
+  timeoutMs: number;
+}
+
+export interface GuestResponse {
+  status: number;
+  headers: Record<string, string | string[]>;
+  body: Readable;
+  tier: Tier;
+  /** Milliseconds: waiting for a VM (`queue` when none was free, else `lease`), and dispatch → response headers. */
+  stages: { queueMs: number; leaseMs: number; execMs: number };
+}
+
+export interface SandboxRequest {
+  sandboxId: string;
+  snapshotId: string;
+  accessToken: string;
+  envVars: Record<string, string>;
+  /** Epoch milliseconds at which the node kills it unless told otherwise. */
+  endAtMs: number;
+}
+
+export interface SandboxFacts {
+  cpuCount: number;
+  memoryMb: number;
+  diskSizeMb: number;
+}
+
+export interface NodeClient {
+  /** Makes a version known and keeps its warm target; idempotent. Rebuilds its snapshot from the bundle when it is missing or incompatible. */
+  serve(version: FunctionVersion): Promise<{ snapshotId: string }>;
+  /** Builds the snapshot of a new version; does not serve it yet. @throws ThawError `build-failed` | `start-failed`. */
+  deploy(request: DeployRequest): Promise<{ snapshotId: string }>;
+  /** Stops serving a version and deletes its snapshot. */
+  retire(version: FunctionVersion): Promise<void>;
+  invoke(version: FunctionVersion, request: GuestRequest): Promise<GuestResponse>;
+  /** WebSocket and other upgrades: the node answers on `socket` itself and owns it from here. */
+  upgrade(
+    version: FunctionVersion,
+    request: IncomingMessage,
+    path: string,
+    socket: Duplex,
+    head: Buffer,
+  ): Promise<void>;
+  /** The last lines, then new ones until the signal aborts. */
+  logs(name: string, signal: AbortSignal): AsyncIterable<LogEvent>;
+  /** Resolves a template name or snapshot id. @throws ThawError `template-not-found`. */
+  resolveTemplate(templateId: string): Promise<{ snapshotId: string; alias: string | null }>;
+  createSandbox(request: SandboxRequest): Promise<SandboxFacts>;
+  /** @returns false when no such sandbox runs here. */
+  killSandbox(sandboxId: string): Promise<boolean>;
+  setSandboxEnd(sandboxId: string, endAtMs: number): void;
+  /** Called when a sandbox ended for any reason but `killSandbox`. */
+  onSandboxEnded(listener: (sandboxId: string, reason: string) => void): void;
+  /** Streams a request to a port of the sandbox. @throws ThawError `sandbox-not-found` | `guest-unreachable`. */
+  sandboxRequest(sandboxId: string, guestPort: number, request: GuestRequest): Promise<GuestResponse>;
+  sandboxUpgrade(
+    sandboxId: string,
+    guestPort: number,
+    request: IncomingMessage,
+    socket: Duplex,
+    head: Buffer,
+  ): Promise<void>;
+  /** For /readyz and `thaw doctor`. */
+  health(): Promise<{ ready: boolean; hypervisor: string; vms: Record<string, number>; notes: string[] }>;
+  drain(timeoutMs: number): Promise<void>;
+}
