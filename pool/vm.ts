@@ -1,6 +1,7 @@
 // Owns what the pool knows of one VM that can serve. Made by a VmFactory; the pool decides its fate.
 import type { ControlEvent } from '../shared/agent-protocol.ts';
-import type { Address } from './hypervisor/hypervisor.ts';
+import type { ResolvedManifest } from '../shared/function-manifest.ts';
+import type { Address, MachineShape } from './hypervisor/hypervisor.ts';
 
 /** How a lease got its VM, from the design's words. */
 export type Tier = 'warm' | 'local' | 'remote' | 'boot';
@@ -29,4 +30,23 @@ export interface VmFactory {
   restore(snapshotId: string, signal: AbortSignal): Promise<Vm>;
   /** What one VM of this snapshot counts against capacity. */
   memoryMbOf(snapshotId: string): number;
+}
+
+/** Makes snapshots out of templates and bundles; implemented by snapshot-builder.ts, simulated in tests. */
+export interface SnapshotBuilder {
+  /** The `base` template of this shape: booted once, then found by content. @returns its snapshot id. */
+  ensureTemplate(shape: MachineShape, onProgress?: (step: string) => void): Promise<string>;
+  /** Clone of the template + bundle + build + runner + prime, captured. @throws ThawError `build-failed` | `start-failed`. */
+  buildFunction(request: FunctionBuildRequest, signal: AbortSignal): Promise<string>;
+  /** True when the snapshot's files are here and this hypervisor may restore them. */
+  has(snapshotId: string): Promise<boolean>;
+  /** Deletes its files; running clones keep theirs open. */
+  remove(snapshotId: string): Promise<void>;
+}
+
+export interface FunctionBuildRequest {
+  manifest: ResolvedManifest;
+  bundlePath: string;
+  bundleSha256: string;
+  onOutput?: (text: string) => void;
 }
