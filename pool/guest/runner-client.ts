@@ -1,0 +1,31 @@
+// Owns the host's calls to a guest's runner and agent that are not a user's request: prime and wait for an answer.
+// Invariant: bodies are drained and bounded; a guest cannot make the host hold what it sends.
+import { request } from 'undici';
+import { ThawError } from '../../shared/errors.ts';
+import type { Address } from '../hypervisor/hypervisor.ts';
+
+/** Calls each path once; any HTTP status counts as an answer. @throws ThawError `guest-unreachable`. */
+export async function prime(
+  address: Address,
+  paths: readonly string[],
+  timeoutMs: number,
+  signal?: AbortSignal,
+): Promise<void> {
+  for (const path of paths) {
+    const deadline = AbortSignal.timeout(timeoutMs);
+    try {
+      const response = await request(`http://${address.host}:${address.port}${path}`, {
+        headers: { 'x-thaw-prime': '1' },
+        signal: signal ? AbortSignal.any([signal, deadline]) : deadline,
+        headersTimeout: timeoutMs,
+        bodyTimeout: timeoutMs,
+      });
+      // Only the first bytes: an endless stream has answered too.
+      await response.body.dump({ limit: 64 * 1024 });
+    } catch (error) {
+      throw new ThawError('guest-unreachable', `${path} did not answer: ${(error as Error).message}`, {
+        cause: error,
+      });
+    }
+  }
+}

@@ -1,0 +1,228 @@
+// Owns how snapshots come to be: a template by booting once, a function version by working in a copy of a template.
+// Refuses to own restores for use (vm-factory.ts). Invariant: a snapshot directory appears under its final name only
+// when it is whole; everything before lives under '.partial' and is thrown away.
+import { execFile } from 'node:child_process';
+import { createHash, randomBytes } from 'node:crypto';
+import { access, mkdir, open, rename, rm } from 'node:fs/promises';
+import { promisify } from 'node:util';
+import { runnerPort } from '../shared/agent-protocol.ts';
+import { Cleanup } from '../shared/cleanup.ts';
+import { withDeadline } from '../shared/deadline.ts';
+import { ThawError } from '../shared/errors.ts';
+import type { ResolvedManifest } from '../shared/function-manifest.ts';
+import { newSnapshotId, newVmId, snapshotIdOf } from '../shared/ids.ts';
+import type { Log } from '../shared/log.ts';
+import { metrics } from '../shared/metrics.ts';
+import { AgentClient } from './guest/agent-client.ts';
+import { ControlClient } from './guest/control-client.ts';
+import { type GuestIdentity, handshake } from './guest/handshake.ts';
+import { prime } from './guest/runner-client.ts';
+import { capturedFilesIn, type Paths } from './host/paths.ts';
+import type { GuestImage, Hypervisor, Machine, MachineShape } from './hypervisor/hypervisor.ts';
+import { differences, readRecord, recordFormat, writeRecord } from './snapshot/record.ts';
+import type { FunctionBuildRequest, SnapshotBuilder } from './vm.ts';
+
+const run = promisify(execFile);
+
+export interface SnapshotBuilderOptions {
+  hypervisor: Hypervisor;
+  image: GuestImage;
+  paths: Paths;
+  log: Log;
+  bootTimeoutMs?: number;
+  startTimeoutMs?: number;
+}
+
+export class LocalSnapshotBuilder implements SnapshotBuilder {
+  readonly #options: SnapshotBuilderOptions;
+  readonly #building = new Map<string, Promise<string>>();
+
+  constructor(options: SnapshotBuilderOptions) {
+    this.#options = options;
+  }
+
+  async ensureTemplate(shape: MachineShape, onProgress: (step: string) => void = () => {}): Promise<string> {
+    const compatibility = await this.#options.hypervisor.compatibility(this.#options.image);
+    const inputs = JSON.stringify([recordFormat, 'base', compatibility, shape.memoryMb, shape.vcpus]);
+    const snapshotId = snapshotIdOf(createHash('sha256').update(inputs).digest('hex'));
+    if (await this.has(snapshotId)) return snapshotId;
+    const running = this.#building.get(snapshotId);
+    if (running) return running;
+    const building = this.#bootTemplate(snapshotId, shape, onProgress).finally(() =>
+      this.#building.delete(snapshotId),
+    );
+    this.#building.set(snapshotId, building);
+    return building;
+  }
+
+  async has(snapshotId: string): Promise<boolean> {
+    const record = await readRecord(this.#options.paths.snapshotDir(snapshotId));
+    if (!record) return false;
+    const ours = await this.#options.hypervisor.compatibility(this.#options.image);
+    return (
+      differences(record.compatibility, ours) === '' && (await exists(capturedFilesIn(record.dir).pagesPath))
+    );
+  }
+
+  remove(snapshotId: string): Promise<void> {
+    return rm(this.#options.paths.snapshotDir(snapshotId), { recursive: true, force: true });
+  }
+
+  async #bootTemplate(
+    snapshotId: string,
+    shape: MachineShape,
+    onProgress: (step: string) => void,
+  ): Promise<string> {
+    const { hypervisor, image, bootTimeoutMs = 120_000 } = this.#options;
+    await using undo = new Cleanup();
+    const { vmId, runDir, partialDir } = await this.#workspace(snapshotId, undo);
+    const { pagesPath } = capturedFilesIn(partialDir);
+    onProgress(`booting a ${shape.memoryMb} MB guest`);
+    const machine = await hypervisor.boot({ vmId, shape, image, runDir, pagesPath });
+    undo.defer('machine', () => machine.destroy());
+    const control = new ControlClient(await machine.openControl());
+    const booted = handshake(control, vmId, '', bootTimeoutMs);
+    const identity = await Promise.race([booted, endOf(machine, 'the guest ended while it booted')]);
+    await prime(await machine.addressOf(identity.ports.agent), ['/health'], 30_000);
+    onProgress('capturing the template');
+    return this.#capture(snapshotId, shape, undefined, machine, control, partialDir);
+  }
+
+  async buildFunction(request: FunctionBuildRequest, signal: AbortSignal): Promise<string> {
+    const { manifest } = request;
+    const shape = { memoryMb: manifest.memoryMb, vcpus: manifest.vcpus };
+    const templateId = await this.ensureTemplate(shape);
+    const template = await readRecord(this.#options.paths.snapshotDir(templateId));
+    if (!template) throw new ThawError('template-not-found', `the template ${templateId} vanished`);
+    const from = capturedFilesIn(template.dir);
+    const snapshotId = newSnapshotId();
+    await using undo = new Cleanup();
+    const { vmId, runDir, partialDir } = await this.#workspace(snapshotId, undo);
+    // The one copy of memory in Thaw: at deploy, so that the version's page file is written in place by its own VM.
+    const { pagesPath } = capturedFilesIn(partialDir);
+    await copySparse(from.pagesPath, pagesPath);
+    const { hypervisor, image } = this.#options;
+    const machine = await hypervisor.restore(
+      { vmId, shape, image, runDir, from: { ...from, pagesPath }, memory: 'shared' },
+      signal,
+    );
+    undo.defer('machine', () => machine.destroy());
+    const control = new ControlClient(await machine.openControl());
+    const identity = await handshake(control, vmId, template.nonce, 30_000);
+    await Promise.race([
+      this.#install(machine, identity, request, signal),
+      endOf(machine, 'the VM ended while the function was built'),
+    ]);
+    return this.#capture(snapshotId, shape, manifest.prime, machine, control, partialDir);
+  }
+
+  async #install(
+    machine: Machine,
+    identity: GuestIdentity,
+    request: FunctionBuildRequest,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const { manifest } = request;
+    const agent = new AgentClient(await machine.addressOf(identity.ports.agent), identity.secret);
+    try {
+      await agent.putBundle(request.bundlePath, signal);
+      await agent.startRunner(
+        runnerSpecOf(manifest, this.#options.startTimeoutMs ?? 120_000),
+        signal,
+        request.onOutput,
+      );
+    } finally {
+      await agent.close();
+    }
+    const runner = await machine.addressOf(manifest.port ?? runnerPort);
+    try {
+      await prime(runner, manifest.prime, manifest.timeoutMs, signal);
+    } catch (error) {
+      throw new ThawError('start-failed', `a prime path failed: ${(error as Error).message}`, {
+        cause: error,
+      });
+    }
+  }
+
+  async #capture(
+    snapshotId: string,
+    shape: MachineShape,
+    primePaths: readonly string[] | undefined,
+    machine: Machine,
+    control: ControlClient,
+    partialDir: string,
+  ): Promise<string> {
+    const { hypervisor, image, paths } = this.#options;
+    const nonce = randomBytes(16).toString('hex');
+    const onStage = (stage: string, elapsedMs: number) =>
+      metrics.snapshotStage.observe({ stage }, elapsedMs / 1000);
+    const sealStartMs = performance.now();
+    await control.request({ op: 'seal', nonce }, 30_000);
+    onStage('seal', performance.now() - sealStartMs);
+    const files = capturedFilesIn(partialDir);
+    await machine.captureInPlace(files, onStage);
+    await sync(files.pagesPath);
+    const dir = paths.snapshotDir(snapshotId);
+    await writeRecord(partialDir, {
+      format: recordFormat,
+      snapshotId,
+      dir,
+      nonce,
+      ...shape,
+      compatibility: await hypervisor.compatibility(image),
+      ...(primePaths ? { prime: [...primePaths] } : {}),
+      createdAt: new Date().toISOString(),
+    });
+    await rm(dir, { recursive: true, force: true });
+    await rename(partialDir, dir);
+    return snapshotId;
+  }
+
+  async #workspace(snapshotId: string, undo: Cleanup) {
+    const { paths } = this.#options;
+    const vmId = newVmId();
+    const runDir = paths.vmDir(vmId);
+    const partialDir = `${paths.snapshotDir(snapshotId)}.partial`;
+    undo.defer('run directory', () => rm(runDir, { recursive: true, force: true }));
+    undo.defer('partial snapshot', () => rm(partialDir, { recursive: true, force: true }));
+    await rm(partialDir, { recursive: true, force: true });
+    await mkdir(partialDir, { recursive: true, mode: 0o700 });
+    await mkdir(runDir, { recursive: true, mode: 0o700 });
+    return { vmId, runDir, partialDir };
+  }
+}
+
+const runnerSpecOf = (manifest: ResolvedManifest, startTimeoutMs: number) => ({
+  runtime: manifest.runtime,
+  ...(manifest.entry ? { entry: manifest.entry } : {}),
+  ...(manifest.command ? { command: manifest.command } : {}),
+  ...(manifest.build ? { build: manifest.build } : {}),
+  ...(manifest.port ? { port: manifest.port } : {}),
+  env: manifest.env,
+  startTimeoutMs,
+});
+
+async function endOf(machine: Machine, what: string): Promise<never> {
+  const exit = await machine.exited;
+  throw new ThawError(
+    'hypervisor-failed',
+    `${what}: ${exit.signal ?? exit.exitCode}; ${exit.stderrTail.trim()}`,
+  );
+}
+
+async function copySparse(from: string, to: string): Promise<void> {
+  const copy = run('cp', ['--sparse=always', '--reflink=auto', '--', from, to]);
+  await withDeadline('the copy of the template page file', 120_000, copy);
+}
+
+async function sync(path: string): Promise<void> {
+  await using file = await open(path, 'r+');
+  await file.sync();
+}
+
+async function exists(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  );
+}

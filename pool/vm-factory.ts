@@ -1,0 +1,186 @@
+// Owns making one VM that can serve: run directory → hypervisor restore → handshake → prime.
+// Refuses to own how many there are (pool.ts) and how snapshots come to be (snapshot-builder.ts).
+// Invariant: what it returns has answered; what failed on the way leaves no process and no file.
+import { mkdir, rm } from 'node:fs/promises';
+import type { ControlEvent } from '../shared/agent-protocol.ts';
+import { Cleanup } from '../shared/cleanup.ts';
+import { ThawError } from '../shared/errors.ts';
+import { newVmId } from '../shared/ids.ts';
+import type { Log } from '../shared/log.ts';
+import { metrics } from '../shared/metrics.ts';
+import { ControlClient } from './guest/control-client.ts';
+import { handshake } from './guest/handshake.ts';
+import { prime } from './guest/runner-client.ts';
+import { capturedFilesIn, type Paths } from './host/paths.ts';
+import type { Address, GuestImage, Hypervisor, Machine } from './hypervisor/hypervisor.ts';
+import { differences, readRecord, type SnapshotRecord } from './snapshot/record.ts';
+import type { Vm, VmFactory } from './vm.ts';
+
+export interface VmFactoryOptions {
+  hypervisor: Hypervisor;
+  image: GuestImage;
+  paths: Paths;
+  log: Log;
+  handshakeTimeoutMs?: number;
+  primeTimeoutMs?: number;
+}
+
+/** Stage name and duration, in order, of the restore that made a VM; for benchmarks and `doctor`. */
+export type StageTimes = { stage: string; elapsedMs: number }[];
+
+export class LocalVmFactory implements VmFactory {
+  readonly #options: VmFactoryOptions;
+  readonly #records = new Map<string, SnapshotRecord>();
+
+  constructor(options: VmFactoryOptions) {
+    this.#options = options;
+  }
+
+  memoryMbOf(snapshotId: string): number {
+    return this.#records.get(snapshotId)?.memoryMb ?? 0;
+  }
+
+  /** Reads the record before the pool plans with the snapshot's size. @throws ThawError `template-not-found` | `incompatible`. */
+  async load(snapshotId: string): Promise<SnapshotRecord> {
+    const known = this.#records.get(snapshotId);
+    if (known) return known;
+    const record = await readRecord(this.#options.paths.snapshotDir(snapshotId));
+    if (!record) throw new ThawError('template-not-found', `no snapshot ${snapshotId} on this node`);
+    const ours = await this.#options.hypervisor.compatibility(this.#options.image);
+    const difference = differences(record.compatibility, ours);
+    if (difference)
+      throw new ThawError('incompatible', `${snapshotId} was made by something else: ${difference}`);
+    this.#records.set(snapshotId, record);
+    return record;
+  }
+
+  forget(snapshotId: string): void {
+    this.#records.delete(snapshotId);
+  }
+
+  async restore(snapshotId: string, signal: AbortSignal, stages: StageTimes = []): Promise<Vm> {
+    const startMs = performance.now();
+    const onStage = (stage: string, elapsedMs: number) => {
+      stages.push({ stage, elapsedMs });
+      metrics.restoreStage.observe({ stage, source: 'local' }, elapsedMs / 1000);
+    };
+    const record = await this.load(snapshotId);
+    const { paths, hypervisor, image } = this.#options;
+    await using undo = new Cleanup();
+    const vmId = newVmId();
+    const runDir = paths.vmDir(vmId);
+    await mkdir(runDir, { recursive: true, mode: 0o700 });
+    undo.defer('run directory', () => rm(runDir, { recursive: true, force: true }));
+    const machine = await hypervisor.restore(
+      { vmId, shape: record, image, runDir, from: capturedFilesIn(record.dir), memory: 'private', onStage },
+      signal,
+    );
+    undo.defer('machine', () => machine.destroy());
+    try {
+      const vm = await this.#greet(machine, record, runDir, signal, onStage);
+      onStage('total', performance.now() - startMs);
+      undo.disarm();
+      return vm;
+    } catch (error) {
+      if (error instanceof ThawError && error.code === 'restore-failed') throw error;
+      throw new ThawError('restore-failed', `${snapshotId}: ${(error as Error).message}`, { cause: error });
+    }
+  }
+
+  async #greet(
+    machine: Machine,
+    record: SnapshotRecord,
+    runDir: string,
+    signal: AbortSignal,
+    onStage: (stage: string, elapsedMs: number) => void,
+  ): Promise<Vm> {
+    const { handshakeTimeoutMs = 10_000, primeTimeoutMs = 10_000 } = this.#options;
+    let stageStartMs = performance.now();
+    const endStage = (stage: string) => {
+      onStage(stage, performance.now() - stageStartMs);
+      stageStartMs = performance.now();
+    };
+    const control = new ControlClient(await machine.openControl());
+    const identity = await handshake(control, machine.vmId, record.nonce, handshakeTimeoutMs);
+    endStage('handshake');
+    signal.throwIfAborted();
+    const agent = await machine.addressOf(identity.ports.agent);
+    const runner = record.prime ? await machine.addressOf(identity.ports.runner) : undefined;
+    if (runner) await prime(runner, record.prime ?? [], primeTimeoutMs, signal);
+    else await prime(agent, ['/health'], primeTimeoutMs, signal);
+    endStage('prime');
+    return new LocalVm(machine, control, {
+      snapshotId: record.snapshotId,
+      memoryMb: record.memoryMb,
+      secret: identity.secret,
+      agent,
+      runner,
+      runDir,
+    });
+  }
+}
+
+interface VmFacts {
+  snapshotId: string;
+  memoryMb: number;
+  secret: string;
+  agent: Address;
+  runner: Address | undefined;
+  runDir: string;
+}
+
+class LocalVm implements Vm {
+  readonly vmId: string;
+  readonly pid: number;
+  readonly snapshotId: string;
+  readonly memoryMb: number;
+  readonly secret: string;
+  readonly agent: Address;
+  readonly runner: Address | undefined;
+  readonly ended: Promise<string>;
+  readonly #machine: Machine;
+  readonly #control: ControlClient;
+  readonly #runDir: string;
+  #destroyed: Promise<void> | undefined;
+
+  constructor(machine: Machine, control: ControlClient, facts: VmFacts) {
+    this.vmId = machine.vmId;
+    this.pid = machine.pid;
+    this.snapshotId = facts.snapshotId;
+    this.memoryMb = facts.memoryMb;
+    this.secret = facts.secret;
+    this.agent = facts.agent;
+    this.runner = facts.runner;
+    this.#machine = machine;
+    this.#control = control;
+    this.#runDir = facts.runDir;
+    this.ended = new Promise((resolve) => {
+      void machine.exited.then((exit) =>
+        resolve(`the VMM ended (${exit.signal ?? `exit code ${exit.exitCode}`})`),
+      );
+      control.onEvent((event) => {
+        if ('event' in event && event.event === 'runner-exit')
+          resolve(`the function's program ended (${event.signal ?? `exit code ${event.exitCode}`})`);
+      });
+    });
+  }
+
+  addressOf(guestPort: number): Promise<Address> {
+    return this.#machine.addressOf(guestPort);
+  }
+
+  onEvent(listener: (event: ControlEvent) => void): void {
+    this.#control.onEvent(listener);
+  }
+
+  destroy(): Promise<void> {
+    this.#destroyed ??= (async () => {
+      try {
+        await this.#machine.destroy();
+      } finally {
+        await rm(this.#runDir, { recursive: true, force: true });
+      }
+    })();
+    return this.#destroyed;
+  }
+}
