@@ -24,7 +24,7 @@ export class ControlClient {
     stream.setEncoding('utf8');
     stream.on('data', (text: string) => this.#receive(text));
     stream.on('error', () => this.#close());
-    stream.on('close', () => this.#close());
+    for (const end of ['end', 'close']) stream.on(end, () => this.#close());
     // Ends whatever half line the guest had read from an earlier host.
     stream.write('\n');
   }

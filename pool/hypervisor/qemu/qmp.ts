@@ -23,7 +23,7 @@ export class Qmp {
     stream.setEncoding('utf8');
     stream.on('data', (text: string) => this.#receive(text));
     stream.on('error', (error) => this.#end(error));
-    stream.on('close', () => this.#end(new Error('QMP closed')));
+    for (const end of ['end', 'close']) stream.on(end, () => this.#end(new Error('QMP closed')));
     // The greeting needs no answer; capabilities negotiation is the first command.
     void this.execute('qmp_capabilities').catch(() => {});
   }
