@@ -15,7 +15,19 @@ const histogram = <L extends string>(name: string, help: string, labelNames: rea
 const counter = <L extends string>(name: string, help: string, labelNames: readonly L[]) =>
   new Counter({ name, help, labelNames, registers: [registry] });
 const gauge = <L extends string>(name: string, help: string, labelNames: readonly L[]) =>
-  new Gauge({ name, help, labelNames, registers: [registry] });
+  new Gauge({ name, help, labelNames, registers: [registry], collect: refreshGauges });
+
+const gaugeSources = new Set<() => void>();
+
+function refreshGauges(): void {
+  for (const publish of gaugeSources) publish();
+}
+
+/** Calls `publish` at every scrape, so that gauges cost nothing in between. @returns what ends that. */
+export function publishAtScrape(publish: () => void): () => void {
+  gaugeSources.add(publish);
+  return () => void gaugeSources.delete(publish);
+}
 
 export const metrics = {
   invocationDuration: histogram(
