@@ -26,6 +26,8 @@ export interface DeployRequest {
   bundlePath: string;
   bundleSha256: string;
   onOutput?: (text: string) => void;
+  /** Aborts when nobody waits for the result any more: time-out, lost build lease. */
+  signal?: AbortSignal;
 }
 
 export interface GuestRequest {
@@ -56,6 +58,8 @@ export interface SandboxRequest {
   envVars: Record<string, string>;
   /** Epoch milliseconds at which the node kills it unless told otherwise. */
   endAtMs: number;
+  /** False: it must not reach the outside; a node whose VMs can throws `not-implemented`. */
+  allowInternetAccess?: boolean;
 }
 
 export interface SandboxFacts {
@@ -99,6 +103,8 @@ export interface NodeClient {
     socket: Duplex,
     head: Buffer,
   ): Promise<void>;
+  /** VMs of each served version by state, keyed NAME@VERSION; absent where it is not known cheaply. */
+  pools?(): Record<string, Record<string, number>>;
   /** For /readyz and `thaw doctor`. */
   health(): Promise<{ ready: boolean; hypervisor: string; vms: Record<string, number>; notes: string[] }>;
   drain(timeoutMs: number): Promise<void>;

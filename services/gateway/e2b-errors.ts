@@ -1,0 +1,44 @@
+// Owns the failure bodies of the E2B routes: { code, message }, where code repeats the HTTP status.
+// Invariant: clients branch on the body's code, so it and the status never differ.
+import { ThawError } from '../../shared/errors.ts';
+import { asThawError, platformErrorHeader, retryAfterSecondsOf } from '../../shared/problem.ts';
+
+export interface E2bFailure {
+  status: number;
+  headers: Record<string, string>;
+  body: { code: number; message: string };
+}
+
+export function e2bFailureOf(cause: unknown, requestId: string): E2bFailure {
+  const error = asThawError(cause);
+  const retryAfterSeconds = retryAfterSecondsOf(error);
+  return {
+    status: error.status,
+    headers: {
+      'content-type': 'application/json',
+      'x-request-id': requestId,
+      [platformErrorHeader]: error.code,
+      ...(retryAfterSeconds === undefined ? {} : { 'retry-after': String(retryAfterSeconds) }),
+      // Newer clients repeat 429, 502, 503 and 504 on their own unless told that it cannot help.
+      ...(error.retryable ? {} : { 'should-retry': 'false' }),
+    },
+    body: { code: error.status, message: error.message },
+  };
+}
+
+/** The texts by which clients tell a sandbox that is gone from one whose port is closed. */
+export function dataPlaneFailureOf(
+  cause: unknown,
+  requestId: string,
+  sandboxId: string,
+  port: number,
+): E2bFailure {
+  const failure = e2bFailureOf(cause, requestId);
+  const code = cause instanceof ThawError ? cause.code : 'internal';
+  const gone = code === 'sandbox-not-found' || code === 'vm-died';
+  if (!gone && code !== 'guest-unreachable') return failure;
+  const body = gone
+    ? { sandboxId, message: 'The sandbox was not found', code: 502 }
+    : { sandboxId, message: 'The sandbox is running but port is not open', port, code: 502 };
+  return { status: 502, headers: { ...failure.headers, 'should-retry': 'false' }, body };
+}

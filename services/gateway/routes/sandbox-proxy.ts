@@ -1,0 +1,145 @@
+// Owns the data plane: requests for a sandbox's own ports, routed by header or by host name, streamed both ways.
+// Refuses to own access tokens: the agent in the guest checks X-Access-Token. Invariant: the agent's internal routes
+// cannot be reached from here, however their path is written.
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { Duplex } from 'node:stream';
+import { agentPort } from '../../../shared/agent-protocol.ts';
+import { ThawError } from '../../../shared/errors.ts';
+import { sandboxIdPattern } from '../../../shared/ids.ts';
+import { dataPlaneFailureOf } from '../e2b-errors.ts';
+import { inwardHeaders, outwardHeaders, rewriteUpgradeHeaders } from '../forwarded-headers.ts';
+import type { GatewayContext } from '../gateway-context.ts';
+import { discardBody, hasBody, refuseUpgrade, sendJson } from '../raw-problem.ts';
+import { requestIdOf } from '../request-identity.ts';
+import { beginResponse, streamResponse } from '../stream-response.ts';
+
+export interface SandboxTarget {
+  sandboxId: string;
+  port: number;
+}
+
+const sandboxHost = /^([0-9]{1,5})-(i[0-9a-z]{20})\./;
+
+/** Where a request for a sandbox goes; undefined when it is none. */
+export function sandboxTargetOf(request: IncomingMessage): SandboxTarget | undefined {
+  const { headers } = request;
+  const byHeader = headers['e2b-sandbox-id'];
+  if (byHeader !== undefined) {
+    const port = headers['e2b-sandbox-port'];
+    return { sandboxId: String(byHeader), port: port === undefined ? agentPort : Number(port) };
+  }
+  const match = sandboxHost.exec(headers.host ?? '');
+  return match === null ? undefined : { sandboxId: match[2]!, port: Number(match[1]) };
+}
+
+const internalRoutes = new Set([
+  'init',
+  'freeze',
+  'unfreeze',
+  'collapse',
+  'fsfreeze',
+  'fsthaw',
+  'upgrade',
+  '_thaw',
+]);
+
+/** True for the agent's internal routes, in any spelling a server might read as one. */
+export function isInternalPath(url: string): boolean {
+  let path = url.split('?', 1)[0]!;
+  // An absolute-form target names its host before the path.
+  path = path.replace(/^[a-z][a-z0-9+.-]*:\/\/[^/]*/i, '');
+  for (let round = 0; round < 3 && path.includes('%'); round++) path = decoded(path);
+  const segments: string[] = [];
+  for (const segment of path.split(/[/\\]/)) {
+    if (segment === '' || segment === '.') continue;
+    if (segment === '..') segments.pop();
+    else segments.push(segment.split(';', 1)[0]!.toLowerCase());
+  }
+  return internalRoutes.has(segments[0] ?? '');
+}
+
+function decoded(path: string): string {
+  return path.replace(/%([0-9a-f]{2})/gi, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)));
+}
+
+function check(context: GatewayContext, target: SandboxTarget, url: string): void {
+  if (context.traffic.draining) throw new ThawError('shutting-down', 'this gateway is draining');
+  if (!sandboxIdPattern.test(target.sandboxId))
+    throw new ThawError('sandbox-not-found', 'the sandbox was not found');
+  if (!Number.isInteger(target.port) || target.port < 1 || target.port > 65_535)
+    throw new ThawError('bad-request', 'E2b-Sandbox-Port: expected a number from 1 to 65535');
+  if (target.port === agentPort && isInternalPath(url)) throw new ThawError('not-found', 'no such route');
+}
+
+const routingHeaders = ['e2b-sandbox-id', 'e2b-sandbox-port'] as const;
+
+export async function proxyToSandbox(
+  context: GatewayContext,
+  target: SandboxTarget,
+  request: IncomingMessage,
+  response: ServerResponse,
+): Promise<void> {
+  const requestId = requestIdOf(request.headers);
+  const abort = new AbortController();
+  response.on('close', () => {
+    if (!response.writableFinished) abort.abort();
+  });
+  try {
+    check(context, target, request.url!);
+    const { trustForwarded, sandboxResponseTimeoutMs } = context.config;
+    const answer = await context.node.sandboxRequest(target.sandboxId, target.port, {
+      method: request.method!,
+      path: request.url!,
+      headers: inwardHeaders(request, { requestId, trustForwarded, dropCredentials: routingHeaders }),
+      body: hasBody(request) ? request : null,
+      signal: abort.signal,
+      timeoutMs: sandboxResponseTimeoutMs,
+    });
+    const headers = outwardHeaders(answer.headers);
+    headers.push('x-request-id', requestId);
+    beginResponse(response, answer, answer.status, headers);
+    streamResponse(answer.body, response, Number(answer.headers['content-length'] ?? -1));
+  } catch (cause) {
+    if (abort.signal.aborted) return void response.destroy();
+    logUnexpected(context, cause, requestId, target);
+    const failure = dataPlaneFailureOf(cause, requestId, shown(target.sandboxId), target.port);
+    sendJson(response, failure.status, failure.headers, failure.body);
+    discardBody(request);
+  }
+}
+
+export async function upgradeToSandbox(
+  context: GatewayContext,
+  target: SandboxTarget,
+  request: IncomingMessage,
+  socket: Duplex,
+  head: Buffer,
+): Promise<void> {
+  const requestId = requestIdOf(request.headers);
+  try {
+    check(context, target, request.url!);
+    const { trustForwarded } = context.config;
+    rewriteUpgradeHeaders(request, { requestId, trustForwarded, dropCredentials: routingHeaders });
+    await context.node.sandboxUpgrade(target.sandboxId, target.port, request, socket, head);
+  } catch (cause) {
+    logUnexpected(context, cause, requestId, target);
+    const failure = dataPlaneFailureOf(cause, requestId, shown(target.sandboxId), target.port);
+    refuseUpgrade(socket, failure.status, failure.headers, failure.body);
+  }
+}
+
+function logUnexpected(
+  context: GatewayContext,
+  cause: unknown,
+  requestId: string,
+  target: SandboxTarget,
+): void {
+  if (cause instanceof ThawError && cause.code !== 'internal') return;
+  context.log.error(
+    { requestId, sandboxId: shown(target.sandboxId), err: cause },
+    'a sandbox request failed',
+  );
+}
+
+/** Whatever the client sent as an id comes back in the body, but not a page of it. */
+const shown = (sandboxId: string): string => sandboxId.slice(0, 64);

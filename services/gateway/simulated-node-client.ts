@@ -1,0 +1,330 @@
+// Owns a node for tests of the gateway: it keeps the NodeClient contract over one real HTTP server that answers what it
+// was asked, so that streams, aborts and upgrades are those of sockets. No VM, no snapshot.
+// Invariant: only tests construct it; its answers depend on the request, never on what a test expects.
+import { createHash } from 'node:crypto';
+import { createReadStream } from 'node:fs';
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
+import { type AddressInfo, connect } from 'node:net';
+import type { Duplex } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { setTimeout as delay } from 'node:timers/promises';
+import { Agent, errors } from 'undici';
+import type { LogEvent } from '../../shared/agent-protocol.ts';
+import { type ErrorCode, ThawError } from '../../shared/errors.ts';
+import { snapshotIdOf } from '../../shared/ids.ts';
+import type {
+  DeployRequest,
+  FunctionVersion,
+  GuestRequest,
+  GuestResponse,
+  NodeClient,
+  SandboxFacts,
+  SandboxRequest,
+} from './node-client.ts';
+
+interface SimulatedSandbox extends SandboxRequest {
+  timer: NodeJS.Timeout | undefined;
+}
+
+/** What the echo server saw of a request, in its answer to /echo. */
+export interface Echo {
+  method: string;
+  url: string;
+  headers: IncomingMessage['headers'];
+  rawHeaders: string[];
+  bodySha256: string;
+  bodyBytes: number;
+}
+
+const keyOf = ({ name, version }: Pick<FunctionVersion, 'name' | 'version'>) => `${name}@${version}`;
+
+export class SimulatedNodeClient implements NodeClient {
+  readonly served = new Map<string, FunctionVersion>();
+  readonly sandboxes = new Map<string, SimulatedSandbox>();
+  readonly retired: string[] = [];
+  /** Ports that a sandbox listens on. */
+  readonly openPorts = new Set([49983, 8000]);
+  /** Requests that ended before their answer did, by path: what a guest sees of a lost client. */
+  readonly aborted: string[] = [];
+  /** Set to make the next calls of a method fail. */
+  readonly failures = new Map<'deploy' | 'serve' | 'invoke' | 'createSandbox' | 'health', ThawError>();
+  /** Awaited by `deploy` after its output, so that a test decides when a build ends. */
+  buildGate: Promise<void> = Promise.resolve();
+  buildOutput = 'building\n';
+  readonly #server: Server;
+  readonly #agent = new Agent({ connections: 64, pipelining: 1 });
+  readonly #listeners: ((sandboxId: string, reason: string) => void)[] = [];
+  readonly #logs: LogEvent[] = [];
+  #port = 0;
+
+  constructor() {
+    this.#server = createServer((request, response) => void this.#answer(request, response));
+    this.#server.on('upgrade', echoUpgrade);
+  }
+
+  async start(): Promise<this> {
+    await new Promise<void>((resolve) => this.#server.listen(0, '127.0.0.1', resolve));
+    this.#port = (this.#server.address() as AddressInfo).port;
+    return this;
+  }
+
+  async stop(): Promise<void> {
+    for (const sandbox of this.sandboxes.values()) clearTimeout(sandbox.timer);
+    await this.#agent.destroy();
+    this.#server.closeAllConnections();
+    await new Promise((resolve) => this.#server.close(resolve));
+  }
+
+  async serve(version: FunctionVersion): Promise<{ snapshotId: string }> {
+    this.#failWhenAsked('serve');
+    this.served.set(keyOf(version), version);
+    return { snapshotId: version.snapshotId };
+  }
+
+  async deploy(request: DeployRequest): Promise<{ snapshotId: string }> {
+    request.onOutput?.(this.buildOutput);
+    await this.buildGate;
+    this.#failWhenAsked('deploy');
+    const hash = createHash('sha256');
+    await pipeline(createReadStream(request.bundlePath), hash);
+    return { snapshotId: snapshotIdOf(hash.digest('hex')) };
+  }
+
+  async retire(version: FunctionVersion): Promise<void> {
+    this.served.delete(keyOf(version));
+    this.retired.push(keyOf(version));
+  }
+
+  async invoke(version: FunctionVersion, request: GuestRequest): Promise<GuestResponse> {
+    this.#failWhenAsked('invoke');
+    if (!this.served.has(keyOf(version)))
+      throw new ThawError('function-not-found', `${keyOf(version)} is not served here`);
+    return this.#forward(request);
+  }
+
+  async upgrade(
+    version: FunctionVersion,
+    request: IncomingMessage,
+    path: string,
+    socket: Duplex,
+    head: Buffer,
+  ): Promise<void> {
+    if (!this.served.has(keyOf(version))) throw new ThawError('function-not-found', 'not served');
+    await this.#forwardUpgrade(request, path, socket, head);
+  }
+
+  log(event: LogEvent): void {
+    this.#logs.push(event);
+  }
+
+  async *logs(_name: string, signal: AbortSignal): AsyncIterable<LogEvent> {
+    yield* this.#logs;
+    await new Promise<void>((resolve) => {
+      if (signal.aborted) resolve();
+      else signal.addEventListener('abort', () => resolve(), { once: true });
+    });
+  }
+
+  pools(): Record<string, Record<string, number>> {
+    return Object.fromEntries(
+      [...this.served].map(([key, version]) => [key, { warm: version.manifest.warm.min }]),
+    );
+  }
+
+  async resolveTemplate(templateId: string): Promise<{ snapshotId: string; alias: string | null }> {
+    if (templateId !== 'base')
+      throw new ThawError('template-not-found', `no template ${JSON.stringify(templateId)}`);
+    return { snapshotId: snapshotIdOf('0'.repeat(24)), alias: 'base' };
+  }
+
+  async createSandbox(request: SandboxRequest): Promise<SandboxFacts> {
+    this.#failWhenAsked('createSandbox');
+    this.sandboxes.set(request.sandboxId, { ...request, timer: undefined });
+    this.setSandboxEnd(request.sandboxId, request.endAtMs);
+    return { cpuCount: 2, memoryMb: 512, diskSizeMb: 1024 };
+  }
+
+  async killSandbox(sandboxId: string): Promise<boolean> {
+    clearTimeout(this.sandboxes.get(sandboxId)?.timer);
+    return this.sandboxes.delete(sandboxId);
+  }
+
+  setSandboxEnd(sandboxId: string, endAtMs: number): void {
+    const sandbox = this.sandboxes.get(sandboxId);
+    if (sandbox === undefined) return;
+    clearTimeout(sandbox.timer);
+    sandbox.endAtMs = endAtMs;
+    sandbox.timer = setTimeout(() => this.endSandbox(sandboxId, 'timeout'), endAtMs - Date.now());
+  }
+
+  endSandbox(sandboxId: string, reason: string): void {
+    clearTimeout(this.sandboxes.get(sandboxId)?.timer);
+    this.sandboxes.delete(sandboxId);
+    for (const listener of this.#listeners) listener(sandboxId, reason);
+  }
+
+  onSandboxEnded(listener: (sandboxId: string, reason: string) => void): void {
+    this.#listeners.push(listener);
+  }
+
+  async sandboxRequest(sandboxId: string, port: number, request: GuestRequest): Promise<GuestResponse> {
+    this.#requirePort(sandboxId, port);
+    return this.#forward(request);
+  }
+
+  async sandboxUpgrade(
+    sandboxId: string,
+    port: number,
+    request: IncomingMessage,
+    socket: Duplex,
+    head: Buffer,
+  ): Promise<void> {
+    this.#requirePort(sandboxId, port);
+    await this.#forwardUpgrade(request, request.url!, socket, head);
+  }
+
+  async health() {
+    this.#failWhenAsked('health');
+    return { ready: true, hypervisor: 'simulated', vms: {}, notes: [] };
+  }
+
+  async drain(): Promise<void> {}
+
+  #failWhenAsked(method: 'deploy' | 'serve' | 'invoke' | 'createSandbox' | 'health'): void {
+    const failure = this.failures.get(method);
+    if (failure) throw failure;
+  }
+
+  #requirePort(sandboxId: string, port: number): void {
+    if (!this.sandboxes.has(sandboxId)) throw new ThawError('sandbox-not-found', 'no such sandbox');
+    if (!this.openPorts.has(port)) throw new ThawError('guest-unreachable', `port ${port} is closed`);
+  }
+
+  async #forward(request: GuestRequest): Promise<GuestResponse> {
+    const startedAtMs = performance.now();
+    const { method, path, headers, body, signal, timeoutMs } = request;
+    try {
+      const answer = await this.#agent.request({
+        origin: `http://127.0.0.1:${this.#port}`,
+        method: method as 'GET',
+        path,
+        headers,
+        body,
+        signal,
+        headersTimeout: timeoutMs,
+        bodyTimeout: 0,
+      });
+      return {
+        status: answer.statusCode,
+        headers: answer.headers as Record<string, string | string[]>,
+        body: answer.body,
+        tier: 'warm',
+        stages: { queueMs: 0, leaseMs: 0.1, execMs: performance.now() - startedAtMs },
+      };
+    } catch (error) {
+      throw new ThawError(codeOf(error), (error as Error).message, { cause: error });
+    }
+  }
+
+  async #forwardUpgrade(request: IncomingMessage, path: string, socket: Duplex, head: Buffer): Promise<void> {
+    const guest = connect(this.#port, '127.0.0.1');
+    const lines = [`${request.method} ${path} HTTP/1.1`];
+    for (let at = 0; at < request.rawHeaders.length; at += 2)
+      lines.push(`${request.rawHeaders[at]}: ${request.rawHeaders[at + 1]}`);
+    guest.write(`${lines.join('\r\n')}\r\n\r\n`);
+    guest.write(head);
+    guest.on('error', () => socket.destroy());
+    socket.on('error', () => guest.destroy());
+    socket.on('close', () => guest.destroy());
+    guest.pipe(socket);
+    socket.pipe(guest);
+  }
+
+  /** The routes of the guest: the path says what to do. */
+  async #answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    response.on('close', () => {
+      if (!response.writableFinished) this.aborted.push(request.url!);
+    });
+    const url = new URL(request.url!, 'http://guest');
+    const wait = Number(url.searchParams.get('waitMs') ?? 0);
+    if (wait > 0) await delay(wait);
+    if (url.pathname === '/pipe') return void request.pipe(response);
+    if (url.pathname === '/never') return;
+    if (url.pathname === '/flood') return sendFlood(response, Number(url.searchParams.get('bytes')));
+    if (url.pathname === '/events') return sendSlowEvents(response);
+    if (url.pathname === '/cut') return cutShort(response);
+    if (url.pathname === '/answer') return sendAsAsked(url, response);
+    await sendEcho(request, response);
+  }
+}
+
+const codeOf = (error: unknown): ErrorCode =>
+  error instanceof errors.HeadersTimeoutError ? 'deadline-exceeded' : 'vm-died';
+
+async function sendEcho(request: IncomingMessage, response: ServerResponse): Promise<void> {
+  const hash = createHash('sha256');
+  let bodyBytes = 0;
+  for await (const chunk of request) {
+    hash.update(chunk);
+    bodyBytes += chunk.length;
+  }
+  const { method, url, headers, rawHeaders } = request;
+  const echo: Echo = {
+    method: method!,
+    url: url!,
+    headers,
+    rawHeaders,
+    bodySha256: hash.digest('hex'),
+    bodyBytes,
+  };
+  response.setHeader('content-type', 'application/json');
+  response.end(JSON.stringify(echo));
+}
+
+/** /answer?status=…&h=name:value&h=… */
+function sendAsAsked(url: URL, response: ServerResponse): void {
+  const headers = url.searchParams.getAll('h').flatMap((line) => {
+    const colon = line.indexOf(':');
+    return [line.slice(0, colon), line.slice(colon + 1)];
+  });
+  response.writeHead(Number(url.searchParams.get('status') ?? 200), headers);
+  response.end(url.searchParams.get('body') ?? '');
+}
+
+async function sendFlood(response: ServerResponse, totalBytes: number): Promise<void> {
+  const chunk = Buffer.alloc(64 * 1024, 'x');
+  response.setHeader('content-type', 'application/octet-stream');
+  for (let sentBytes = 0; sentBytes < totalBytes && !response.destroyed; sentBytes += chunk.length)
+    if (!response.write(chunk.subarray(0, totalBytes - sentBytes)))
+      await new Promise<void>((resolve) => {
+        response.once('drain', resolve);
+        response.once('close', resolve);
+      });
+  response.end();
+}
+
+async function sendSlowEvents(response: ServerResponse): Promise<void> {
+  response.writeHead(200, { 'content-type': 'text/event-stream' });
+  response.flushHeaders();
+  for (let count = 0; count < 3; count++) {
+    await delay(30);
+    response.write(`data: ${count}\n\n`);
+  }
+  response.end();
+}
+
+function cutShort(response: ServerResponse): void {
+  response.writeHead(200, { 'content-length': '1000' });
+  response.write('half', () => response.destroy());
+}
+
+/** Answers any upgrade and sends back what it gets, prefixed with the path and the headers it saw. */
+function echoUpgrade(request: IncomingMessage, socket: Duplex, head: Buffer): void {
+  socket.on('error', () => socket.destroy());
+  socket.write(
+    `HTTP/1.1 101 Switching Protocols\r\nupgrade: ${request.headers.upgrade}\r\nconnection: Upgrade\r\n\r\n`,
+  );
+  socket.write(`${JSON.stringify({ url: request.url, headers: request.headers })}\n`);
+  if (head.length > 0) socket.write(head);
+  socket.pipe(socket);
+}

@@ -1,0 +1,99 @@
+// Owns the words of the shared state: what the gateway keeps between runs and shares with other gateways.
+// Refuses to own Redis (redis-state.ts). Invariant: reads come from memory and never wait; writes either
+// reached the store or throw `state-unavailable`, and are visible to this gateway's reads when they return.
+import type { ErrorCode } from '../../../shared/errors.ts';
+import type { ResolvedManifest } from '../../../shared/function-manifest.ts';
+import type { FunctionVersion } from '../node-client.ts';
+import type { VersionState } from '../version-state.ts';
+
+export interface VersionRecord {
+  name: string;
+  version: number;
+  state: VersionState;
+  manifest: ResolvedManifest;
+  bundleSha256: string;
+  bundleSizeBytes: number;
+  snapshotId: string | null;
+  createdAt: string;
+  finishedAt: string | null;
+  error: { code: ErrorCode; detail: string; output: string } | null;
+}
+
+export interface FunctionView {
+  name: string;
+  createdAt: string;
+  currentVersion: number | null;
+  /** Newest first. */
+  versions: VersionRecord[];
+}
+
+export type NewVersion = Pick<VersionRecord, 'name' | 'manifest' | 'bundleSha256' | 'bundleSizeBytes'>;
+
+export interface FunctionStore {
+  /** The hot path: a ready version, the current one when none is named. */
+  resolve(name: string, version?: number): FunctionVersion | undefined;
+  get(name: string): FunctionView | undefined;
+  list(): FunctionView[];
+  /** Allocates a version number and takes the function's build lease. @throws ThawError `conflict` while another build runs. */
+  beginVersion(version: NewVersion, leaseToken: string, leaseMs: number): Promise<VersionRecord>;
+  /** @returns false when the lease was lost. */
+  extendBuild(name: string, leaseToken: string, leaseMs: number): Promise<boolean>;
+  /** Milliseconds until the build lease ends; 0 when nobody holds it. */
+  buildLeaseMs(name: string): Promise<number>;
+  /** Stores a finished version, frees the lease and, when it is ready, makes it current: together. @throws ThawError `conflict` when the lease was lost. */
+  finishVersion(record: VersionRecord, leaseToken: string): Promise<void>;
+  /** Stores a changed record of a version that exists. */
+  putVersion(record: VersionRecord): Promise<void>;
+  /** Makes another ready version current. */
+  activate(name: string, version: number): Promise<void>;
+  removeVersion(name: string, version: number): Promise<void>;
+  /** @returns false when there was none. @throws ThawError `conflict` while a build runs. */
+  remove(name: string): Promise<boolean>;
+}
+
+export interface SandboxRecord {
+  sandboxId: string;
+  templateId: string;
+  alias: string | null;
+  snapshotId: string;
+  accessToken: string;
+  metadata: Record<string, string>;
+  /** `starting` is not shown to clients. */
+  state: 'starting' | 'running' | 'paused';
+  startedAtMs: number;
+  endAtMs: number;
+  cpuCount: number;
+  memoryMb: number;
+  diskSizeMb: number;
+  allowInternetAccess: boolean;
+}
+
+export interface SandboxStore {
+  get(sandboxId: string): SandboxRecord | undefined;
+  list(): SandboxRecord[];
+  create(record: SandboxRecord): Promise<void>;
+  /** Stores a changed record, its end included. @returns false when it has been removed meanwhile. */
+  update(record: SandboxRecord): Promise<boolean>;
+  /** @returns the end that now holds, or undefined when there is no such sandbox. `extend` never shortens. */
+  setEnd(sandboxId: string, endAtMs: number, mode: 'set' | 'extend'): Promise<number | undefined>;
+  /** Gone for this gateway at once; what Redis did not hear is repeated when it is back. */
+  remove(sandboxId: string): Promise<void>;
+}
+
+export interface KeyStore {
+  /** Admits an API key; only its SHA-256 is stored. Idempotent. */
+  add(key: string): Promise<void>;
+  remove(key: string): Promise<void>;
+  /** Constant-time in the keys; from memory. */
+  verify(key: string): boolean;
+  readonly size: number;
+}
+
+export interface StateStore {
+  readonly functions: FunctionStore;
+  readonly sandboxes: SandboxStore;
+  readonly keys: KeyStore;
+  /** False while Redis does not answer: reads are from memory, writes fail. */
+  readonly connected: boolean;
+  close(): Promise<void>;
+}
