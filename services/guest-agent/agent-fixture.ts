@@ -1,0 +1,188 @@
+// Owns a real agent process in process mode for the tests: started, spoken to, ended, its directory removed.
+// Invariant: disposing leaves no process and no file.
+import assert from 'node:assert/strict';
+import { type ChildProcess, spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { connect, type Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
+import {
+  type ControlEvent,
+  type RestoreReply,
+  type RunnerProgress,
+  type RunnerSpec,
+  secretHeader,
+} from '../../shared/agent-protocol.ts';
+import { withDeadline } from '../../shared/deadline.ts';
+
+const deadlineMs = 20_000;
+
+export class AgentFixture {
+  readonly rootDir: string;
+  readonly secret = randomBytes(32).toString('hex');
+  readonly accessToken = randomBytes(16).toString('hex');
+  readonly events: ControlEvent[] = [];
+  readonly #pending = new Map<number, (reply: Record<string, unknown>) => void>();
+  #child: ChildProcess | undefined;
+  #control: Socket | undefined;
+  #nextId = 1;
+  ports: RestoreReply['ports'] = { agent: 0, runner: 0 };
+
+  constructor(rootDir: string) {
+    this.rootDir = rootDir;
+  }
+
+  /** Boots, restores and makes it a sandbox unless told to stop earlier. */
+  static async start(until: 'booted' | 'ready' | 'sandbox' = 'sandbox'): Promise<AgentFixture> {
+    const fixture = new AgentFixture(await mkdtemp(join(tmpdir(), 'thaw-agent-')));
+    try {
+      await fixture.boot();
+      if (until !== 'booted') await fixture.restore();
+      if (until === 'sandbox') await fixture.init();
+      return fixture;
+    } catch (error) {
+      await fixture[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  get origin(): string {
+    return `http://127.0.0.1:${this.ports.agent}`;
+  }
+
+  get pid(): number {
+    return this.#child!.pid!;
+  }
+
+  async boot(): Promise<void> {
+    const socketPath = join(this.rootDir, 'control.sock');
+    await rm(socketPath, { force: true });
+    this.#child = spawn(process.execPath, [join(import.meta.dirname, 'main.ts')], {
+      stdio: ['ignore', 'inherit', 'inherit'],
+      env: {
+        ...process.env,
+        THAW_AGENT_MODE: 'process',
+        THAW_AGENT_CONTROL: socketPath,
+        THAW_AGENT_ROOT: this.rootDir,
+        THAW_AGENT_PORT: '0',
+      },
+    });
+    this.#control = await connectWhenThere(socketPath, this.#child);
+    let partial = '';
+    this.#control.setEncoding('utf8').on('data', (text) => {
+      const lines = (partial + text).split('\n');
+      partial = lines.pop()!;
+      for (const line of lines) this.#receive(JSON.parse(line));
+    });
+  }
+
+  async request(command: Record<string, unknown>): Promise<Record<string, unknown>> {
+    const id = this.#nextId++;
+    const reply = new Promise<Record<string, unknown>>((resolve) => this.#pending.set(id, resolve));
+    this.#control!.write(`${JSON.stringify({ id, ...command })}\n`);
+    return await withDeadline(`reply to ${command.op}`, deadlineMs, reply);
+  }
+
+  async restore(over: Record<string, unknown> = {}): Promise<Record<string, unknown>> {
+    const reply = await this.request({
+      op: 'restore',
+      generation: randomBytes(8).toString('hex'),
+      seed: randomBytes(64).toString('base64'),
+      wallClockMs: Date.now(),
+      hostname: 'vm-test',
+      machineId: randomBytes(16).toString('hex'),
+      secret: this.secret,
+      ...over,
+    });
+    if (reply.ok) this.ports = (reply as unknown as RestoreReply).ports;
+    return reply;
+  }
+
+  async init(over: Record<string, unknown> = {}): Promise<void> {
+    const init = {
+      accessToken: this.accessToken,
+      envVars: { FROM_INIT: 'yes' },
+      defaultUser: 'user',
+      ...over,
+    };
+    const response = await this.internal('POST', '/_thaw/init', JSON.stringify(init));
+    assert.equal(response.status, 204, await response.text());
+  }
+
+  internal(method: string, path: string, body: string | Uint8Array<ArrayBuffer>): Promise<Response> {
+    return fetch(this.origin + path, { method, body, headers: { [secretHeader]: this.secret } });
+  }
+
+  /** @returns the last progress and all output before it. */
+  async startRunner(spec: Partial<RunnerSpec>): Promise<{ outcome: RunnerProgress; output: string }> {
+    const body = JSON.stringify({ env: {}, startTimeoutMs: 15_000, ...spec });
+    const response = await this.internal('POST', '/_thaw/runner', body);
+    assert.equal(response.status, 200);
+    const lines = (await response.text()).trim().split('\n');
+    const progress = lines.map((line) => JSON.parse(line) as RunnerProgress);
+    const outcome = progress.pop()!;
+    if (outcome.type === 'ready') this.ports.runner = outcome.port;
+    return { outcome, output: progress.map((step) => (step.type === 'output' ? step.text : '')).join('') };
+  }
+
+  fetch(path: string, init: RequestInit = {}): Promise<Response> {
+    return fetch(this.origin + path, {
+      ...init,
+      headers: { 'x-access-token': this.accessToken, ...init.headers },
+    });
+  }
+
+  async unary(method: string, message: object, headers: Record<string, string> = {}) {
+    const response = await this.fetch(`/${method}`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json', ...headers },
+      body: JSON.stringify(message),
+    });
+    return { status: response.status, body: (await response.json()) as Record<string, never> };
+  }
+
+  /** Resolves when `condition` holds for what has arrived. */
+  async eventually(what: string, condition: () => boolean): Promise<void> {
+    const end = performance.now() + deadlineMs;
+    while (!condition()) {
+      assert.ok(performance.now() < end, `${what} did not happen within ${deadlineMs} ms`);
+      await delay(10);
+    }
+  }
+
+  /** Ends the agent as the hypervisor does. @returns when it is gone. */
+  async end(): Promise<void> {
+    const child = this.#child;
+    this.#control?.destroy();
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return;
+    const gone = new Promise<void>((resolve) => child.once('exit', () => resolve()));
+    child.kill('SIGTERM');
+    await withDeadline('the agent to end', deadlineMs, gone);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.end();
+    await rm(this.rootDir, { recursive: true, force: true });
+  }
+
+  #receive(message: Record<string, unknown>): void {
+    if (typeof message.event === 'string') this.events.push(message as unknown as ControlEvent);
+    else this.#pending.get(message.id as number)?.(message);
+  }
+}
+
+async function connectWhenThere(path: string, child: ChildProcess): Promise<Socket> {
+  const end = performance.now() + deadlineMs;
+  for (;;) {
+    assert.equal(child.exitCode, null, 'the agent ended at its start');
+    assert.ok(performance.now() < end, 'the agent opened no control channel');
+    const socket = connect(path);
+    const opened = await new Promise<boolean>((resolve) =>
+      socket.once('connect', () => resolve(true)).once('error', () => resolve(false)),
+    );
+    if (opened) return socket;
+    await delay(20);
+  }
+}

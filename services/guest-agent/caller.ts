@@ -1,0 +1,41 @@
+// Owns what a public call acts with: its user, that user's account and where relative paths start.
+// Invariant: a name that is no user of the guest is refused before anything is touched.
+import { stat } from 'node:fs/promises';
+import { isAbsolute, join, resolve } from 'node:path';
+import type { SandboxInit } from '../../shared/agent-protocol.ts';
+import { ConnectError } from '../../shared/connect-frames.ts';
+import { type Account, type Accounts, readAccounts } from './accounts.ts';
+import type { Settings } from './settings.ts';
+
+export interface Caller {
+  account: Account;
+  accounts: Accounts;
+  /** Base of relative paths. */
+  workdir: string;
+}
+
+/** @param userName '' for the sandbox's default user. @throws ConnectError `unauthenticated` for an unknown user. */
+export function callerOf(settings: Settings, sandbox: SandboxInit, userName: string): Caller {
+  const accounts = readAccounts(settings);
+  const account = accounts.find(userName || sandbox.defaultUser);
+  if (account === undefined)
+    throw new ConnectError('unauthenticated', `no such user: ${JSON.stringify(userName.slice(0, 64))}`);
+  return { account, accounts, workdir: sandbox.defaultWorkdir || account.home };
+}
+
+/** `~` is the home, relative paths start in the working directory. */
+export function guestPath(caller: Caller, path: string): string {
+  if (path === '~' || path.startsWith('~/')) return join(caller.account.home, path.slice(1));
+  if (path.startsWith('~'))
+    throw new ConnectError('invalid_argument', `${path}: only ~ and ~/ can be expanded`);
+  return isAbsolute(path) ? resolve(path) : resolve(caller.workdir, path);
+}
+
+/** @throws ConnectError `invalid_argument` when `cwd` is not a directory. */
+export async function workingDirectory(caller: Caller, cwd: string): Promise<string> {
+  const path = guestPath(caller, cwd);
+  const facts = await stat(path).catch(() => undefined);
+  if (facts === undefined) throw new ConnectError('invalid_argument', `cwd '${path}' does not exist`);
+  if (!facts.isDirectory()) throw new ConnectError('invalid_argument', `cwd '${path}' is not a directory`);
+  return path;
+}

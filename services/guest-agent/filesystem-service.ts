@@ -1,0 +1,117 @@
+// Owns envd's filesystem.Filesystem methods. Acts as root on paths that the caller names, and gives what it makes to
+// the caller's user, as envd does.
+// Refuses to own file contents (files-routes.ts).
+// Invariant: an error of the file system becomes the Connect code that clients branch on.
+import { chown, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { ConnectError } from '../../shared/connect-frames.ts';
+import type { Account } from './accounts.ts';
+import { type Caller, guestPath } from './caller.ts';
+import { type Message, numberField, textField } from './connect-json.ts';
+import { entryInfo } from './entry-info.ts';
+import { spawnPiped } from './spawn-piped.ts';
+
+const maxListedEntries = 100_000;
+
+export async function statEntry(caller: Caller, message: Message): Promise<object> {
+  const path = pathField(caller, message, 'path');
+  return { entry: await entryInfo(path, caller.accounts).catch(asFileError(path)) };
+}
+
+export async function makeDirectory(caller: Caller, message: Message): Promise<object> {
+  const path = pathField(caller, message, 'path');
+  const facts = await stat(path).catch(() => undefined);
+  if (facts?.isDirectory()) throw new ConnectError('already_exists', `directory already exists: ${path}`);
+  if (facts) throw new ConnectError('invalid_argument', `path exists and is not a directory: ${path}`);
+  await makeDirectories(path, caller.account).catch(asFileError(path));
+  return { entry: await entryInfo(path, caller.accounts).catch(asFileError(path)) };
+}
+
+export async function moveEntry(caller: Caller, message: Message): Promise<object> {
+  const source = pathField(caller, message, 'source');
+  const destination = pathField(caller, message, 'destination');
+  await entryInfo(source, caller.accounts).catch(asFileError(source));
+  await makeDirectories(dirname(destination), caller.account).catch(asFileError(destination));
+  await rename(source, destination).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'EXDEV') return moveAcross(source, destination, caller);
+    return asFileError(destination)(error);
+  });
+  return { entry: await entryInfo(destination, caller.accounts).catch(asFileError(destination)) };
+}
+
+export async function listDirectory(caller: Caller, message: Message): Promise<object> {
+  const path = pathField(caller, message, 'path');
+  const depth = Math.max(1, numberField(message, 'depth'));
+  const facts = await stat(path).catch(asFileError(path));
+  if (!facts.isDirectory()) throw new ConnectError('invalid_argument', `path is not a directory: ${path}`);
+  const paths: string[] = [];
+  await walk(path, depth, paths).catch(asFileError(path));
+  const entries = await Promise.all(
+    // One that vanished since it was read is not an error of the listing.
+    paths.map((entry) => entryInfo(entry, caller.accounts).catch(() => undefined)),
+  );
+  return { entries: entries.filter((entry) => entry !== undefined) };
+}
+
+export async function removeEntry(caller: Caller, message: Message): Promise<object> {
+  const path = pathField(caller, message, 'path');
+  await rm(path, { recursive: true, force: true }).catch(asFileError(path));
+  return {};
+}
+
+async function walk(directory: string, depth: number, into: string[]): Promise<void> {
+  const entries = await readdir(directory, { withFileTypes: true });
+  entries.sort((one, other) => (one.name < other.name ? -1 : 1));
+  for (const entry of entries) {
+    const path = join(directory, entry.name);
+    if (into.push(path) > maxListedEntries)
+      throw new ConnectError('resource_exhausted', `a listing may have ${maxListedEntries} entries`);
+    if (depth > 1 && entry.isDirectory()) await walk(path, depth - 1, into);
+  }
+}
+
+/** Makes what is missing of `path` and gives that to the account. */
+export async function makeDirectories(path: string, account: Account): Promise<void> {
+  const missing: string[] = [];
+  for (let at = path; (await stat(at).catch(() => undefined)) === undefined; at = dirname(at))
+    missing.unshift(at);
+  for (const directory of missing) {
+    await mkdir(directory).catch((error: NodeJS.ErrnoException) => {
+      if (error.code !== 'EEXIST') throw error;
+    });
+    await chown(directory, account.uid, account.gid);
+  }
+}
+
+async function moveAcross(source: string, destination: string, caller: Caller): Promise<void> {
+  // As the agent itself: `account.switches` false keeps its identity, as for every other method here.
+  const account = { ...caller.account, switches: false };
+  const argv = ['mv', '-T', '--', source, destination];
+  const env = { PATH: '/usr/bin:/bin' };
+  const program = await spawnPiped({ argv, cwd: '/', env, account, stdin: false });
+  program.stdout.resume();
+  program.stderr.resume();
+  const { exitCode } = await program.ended;
+  if (exitCode !== 0) throw new ConnectError('internal', `cannot move to ${destination}`);
+}
+
+function pathField(caller: Caller, message: Message, name: string): string {
+  return guestPath(caller, textField(message, name));
+}
+
+/** Turns the file system's words into the code a client branches on. */
+export const asFileError =
+  (path: string) =>
+  (error: NodeJS.ErrnoException): never => {
+    if (error instanceof ConnectError) throw error;
+    if (error.code === 'ENOENT') throw new ConnectError('not_found', `path not found: ${path}`);
+    if (error.code === 'ENOTDIR')
+      throw new ConnectError('invalid_argument', `a part of the path is not a directory: ${path}`);
+    if (error.code === 'EEXIST' || error.code === 'ENOTEMPTY')
+      throw new ConnectError('already_exists', `path already exists: ${path}`);
+    if (error.code === 'EACCES' || error.code === 'EPERM' || error.code === 'EROFS')
+      throw new ConnectError('permission_denied', `not permitted: ${path}`);
+    if (error.code === 'ENOSPC' || error.code === 'EDQUOT')
+      throw new ConnectError('resource_exhausted', 'no space left on the disk');
+    throw new ConnectError('internal', `${error.code ?? 'error'}: ${path}`);
+  };

@@ -1,0 +1,48 @@
+// Owns the kernel calls of the after-restore step, and pipes that a child may open by name.
+// Invariant: a call that fails throws with its name and errno.
+import { closeSync, openSync } from 'node:fs';
+import { foreign, lastErrno } from './native-library.ts';
+
+const rndAddEntropy = 0x40085203;
+const rndReseedCrng = 0x5207;
+const clockRealtime = 0;
+const closeOnExec = 0o2000000;
+
+function checked(call: string, result: number): void {
+  if (result !== 0) throw new Error(`${call} failed with errno ${lastErrno()}`);
+}
+
+/** Credits `seed` to the kernel's pool, then makes its generator draw a new key: without the second step nothing changes. */
+export function reseedKernel(seed: Buffer): void {
+  const request = Buffer.alloc(8 + seed.length);
+  request.writeInt32LE(seed.length * 8, 0);
+  request.writeInt32LE(seed.length, 4);
+  seed.copy(request, 8);
+  const ioctl = foreign('ioctl', 'int', ['int', 'unsigned long', 'void *']);
+  const device = openSync('/dev/urandom', 'r+');
+  try {
+    checked('RNDADDENTROPY', ioctl(device, rndAddEntropy, request));
+    checked('RNDRESEEDCRNG', ioctl(device, rndReseedCrng, null));
+  } finally {
+    closeSync(device);
+    request.fill(0);
+  }
+}
+
+export function setWallClock(wallClockMs: number): void {
+  const seconds = Math.floor(wallClockMs / 1000);
+  const time = new BigInt64Array([BigInt(seconds), BigInt(Math.round((wallClockMs - seconds * 1000) * 1e6))]);
+  checked('clock_settime', foreign('clock_settime', 'int', ['int', 'void *'])(clockRealtime, time));
+}
+
+export interface Pipe {
+  readFd: number;
+  writeFd: number;
+}
+
+/** A real pipe: Node gives its children sockets, which programs cannot open as /dev/stdout. */
+export function makePipe(): Pipe {
+  const fds = new Int32Array(2);
+  checked('pipe2', foreign('pipe2', 'int', ['void *', 'int'])(fds, closeOnExec));
+  return { readFd: fds[0]!, writeFd: fds[1]! };
+}
