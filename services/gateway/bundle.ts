@@ -65,7 +65,8 @@ async function rewrite(upload: Readable, path: string, layout: BundleLayout, lim
   const hash = createHash('sha256');
   let sizeBytes = 0;
   const chunks = limited(
-    gunzipped(limited(upload, limits.maxBundleBytes, 'the upload')),
+    // A request that is destroyed takes its answer with it: what is left unread is the route's to discard.
+    gunzipped(limited(upload.iterator({ destroyOnReturn: false }), limits.maxBundleBytes, 'the upload')),
     limits.maxBundleUnpackedBytes,
     'the unpacked archive',
   );
@@ -206,8 +207,13 @@ async function* gunzipped(chunks: AsyncIterable<Buffer>): AsyncGenerator<Buffer>
 }
 
 async function* continued(head: Buffer, rest: AsyncIterator<Buffer>): AsyncGenerator<Buffer> {
-  if (head.length > 0) yield head;
-  for (let next = await rest.next(); !next.done; next = await rest.next()) yield next.value;
+  try {
+    if (head.length > 0) yield head;
+    for (let next = await rest.next(); !next.done; next = await rest.next()) yield next.value;
+  } finally {
+    // Lets go of the upload also when the archive ended early.
+    await rest.return?.();
+  }
 }
 
 async function flushToDisk(path: string): Promise<void> {

@@ -89,10 +89,7 @@ export function rewriteUpgradeHeaders(request: IncomingMessage, options: Forward
   );
 }
 
-/**
- * The guest's response headers as the flat list that `writeHead` takes fastest.
- * Values that are not Latin-1 are written as the UTF-8 bytes they came as.
- */
+/** The guest's response headers as the flat list that `writeHead` takes fastest; values are bytes as Latin-1. */
 export function outwardHeaders(given: Record<string, string | string[]>): string[] {
   const named = nominated(given.connection);
   const headers: string[] = [];
@@ -102,14 +99,8 @@ export function outwardHeaders(given: Record<string, string | string[]>): string
     if (isInternal(name) && !(name === functionErrorHeader && value === handlerThrew)) continue;
     // The platform's own values of these replace the guest's.
     if (name === 'x-request-id') continue;
-    if (typeof value === 'string') headers.push(name, wireText(value));
-    else for (const item of value) headers.push(name, wireText(item));
+    if (typeof value === 'string') headers.push(name, value);
+    else for (const item of value) headers.push(name, item);
   }
   return headers;
 }
-
-// biome-ignore lint/suspicious/noControlCharactersInRegex: the range is what needs no conversion
-const ascii = /^[\x00-\x7f]*$/;
-
-const wireText = (value: string): string =>
-  ascii.test(value) ? value : Buffer.from(value, 'utf8').toString('latin1');

@@ -61,4 +61,6 @@ export function discardBody(request: IncomingMessage): void {
     if (leftBytes < 0) request.socket.destroy();
   });
   request.on('error', () => {});
+  // Whoever read it before may have left it paused.
+  request.resume();
 }

@@ -295,12 +295,20 @@ async function sendFlood(response: ServerResponse, totalBytes: number): Promise<
   const chunk = Buffer.alloc(64 * 1024, 'x');
   response.setHeader('content-type', 'application/octet-stream');
   for (let sentBytes = 0; sentBytes < totalBytes && !response.destroyed; sentBytes += chunk.length)
-    if (!response.write(chunk.subarray(0, totalBytes - sentBytes)))
-      await new Promise<void>((resolve) => {
-        response.once('drain', resolve);
-        response.once('close', resolve);
-      });
+    if (!response.write(chunk.subarray(0, totalBytes - sentBytes))) await drainedOrClosed(response);
   response.end();
+}
+
+function drainedOrClosed(response: ServerResponse): Promise<void> {
+  return new Promise((resolve) => {
+    const settle = () => {
+      response.off('drain', settle);
+      response.off('close', settle);
+      resolve();
+    };
+    response.on('drain', settle);
+    response.on('close', settle);
+  });
 }
 
 async function sendSlowEvents(response: ServerResponse): Promise<void> {

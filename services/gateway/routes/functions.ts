@@ -60,7 +60,7 @@ export function sendProblem(
   return reply
     .code(known.status)
     .headers(problemHeadersOf(known, request.id))
-    .send(problemOf(known, request.id));
+    .send(Buffer.from(JSON.stringify(problemOf(known, request.id))));
 }
 
 function notOffered(what: string): never {

@@ -3,10 +3,15 @@
 import { changesChannel, type RedisLink, redisKeys } from './redis-link.ts';
 import type { SandboxRecord, SandboxStore } from './state-store.ts';
 
+/** More than can end between a Redis that lost its data and the last gateway noticing. */
+const maxRememberedEnds = 10_000;
+
 export class RedisSandboxStore implements SandboxStore {
   readonly #link: RedisLink;
   readonly #records = new Map<string, SandboxRecord>();
-  /** Ended, but Redis has not confirmed; at most as many as ended during one outage. */
+  /** Ended lately; another gateway's older memory must not bring them back. Ids are never reused. */
+  readonly #ended = new Set<string>();
+  /** Those of them that Redis has not confirmed. */
   readonly #unconfirmed = new Set<string>();
 
   constructor(link: RedisLink) {
@@ -27,14 +32,14 @@ export class RedisSandboxStore implements SandboxStore {
   }
 
   async update(record: SandboxRecord): Promise<boolean> {
-    if (this.#unconfirmed.has(record.sandboxId)) return false;
+    if (this.#ended.has(record.sandboxId)) return false;
     const kept = await this.#put(record, 'existing');
     await this.reload(record.sandboxId);
     return kept === 1;
   }
 
   async setEnd(sandboxId: string, endAtMs: number, mode: 'set' | 'extend'): Promise<number | undefined> {
-    if (this.#unconfirmed.has(sandboxId)) return undefined;
+    if (this.#ended.has(sandboxId)) return undefined;
     const end = await this.#link.script(
       'set-sandbox-end',
       [redisKeys.sandboxEnds],
@@ -47,7 +52,7 @@ export class RedisSandboxStore implements SandboxStore {
 
   async remove(sandboxId: string): Promise<void> {
     this.#records.delete(sandboxId);
-    this.#unconfirmed.add(sandboxId);
+    this.#remember(sandboxId);
     await this.#confirmRemoval(sandboxId).catch(() => {
       // Redis is away: `flushRemovals` repeats it after the reconnection.
     });
@@ -83,6 +88,15 @@ export class RedisSandboxStore implements SandboxStore {
     });
   }
 
+  #remember(sandboxId: string): void {
+    this.#unconfirmed.add(sandboxId);
+    this.#ended.add(sandboxId);
+    for (const oldest of this.#ended) {
+      if (this.#ended.size <= maxRememberedEnds) break;
+      this.#ended.delete(oldest);
+    }
+  }
+
   #put(record: SandboxRecord, mode: 'new' | 'existing'): Promise<unknown> {
     return this.#link.script(
       'put-sandbox',
@@ -101,8 +115,12 @@ export class RedisSandboxStore implements SandboxStore {
   }
 
   #admit(sandboxId: string, json: string | null, end: string | null): void {
-    if (json === null || end === null || this.#unconfirmed.has(sandboxId)) {
+    if (json === null || end === null) {
       this.#records.delete(sandboxId);
+      return;
+    }
+    if (this.#ended.has(sandboxId)) {
+      if (!this.#unconfirmed.has(sandboxId)) void this.remove(sandboxId);
       return;
     }
     this.#records.set(sandboxId, { ...(JSON.parse(json) as SandboxRecord), endAtMs: Number(end) });
