@@ -59,7 +59,9 @@ export class AgentFixture {
   async boot(): Promise<void> {
     const socketPath = join(this.rootDir, 'control.sock');
     await rm(socketPath, { force: true });
-    this.#child = spawn(process.execPath, [join(import.meta.dirname, 'main.ts')], {
+    // The same tests run against a bundled agent when THAW_TEST_AGENT names one.
+    const program = process.env.THAW_TEST_AGENT ?? join(import.meta.dirname, 'main.ts');
+    this.#child = spawn(process.execPath, [program], {
       stdio: ['ignore', 'inherit', 'inherit'],
       env: {
         ...process.env,

@@ -4,6 +4,7 @@
 import { createWriteStream } from 'node:fs';
 import { chown, stat } from 'node:fs/promises';
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { createRequire } from 'node:module';
 import { basename, dirname } from 'node:path';
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -73,7 +74,7 @@ async function writeMultipart(
   request: IncomingMessage,
   body: Readable,
 ): Promise<WrittenFile[]> {
-  const { Busboy } = await import('@fastify/busboy');
+  const { Busboy } = await loadParser();
   const headers = { ...request.headers, 'content-type': request.headers['content-type']! };
   const parser = new Busboy({ headers, preservePath: true, limits: { files: maxFilesPerRequest } });
   const writes: Promise<WrittenFile>[] = [];
@@ -90,6 +91,12 @@ async function writeMultipart(
     throw error.code === undefined ? invalid(`malformed multipart body: ${error.message}`) : error;
   });
   return await Promise.all(writes);
+}
+
+/** The package is CommonJS: bundled into a module, its calls of `require` look for a global one. */
+function loadParser() {
+  Object.assign(globalThis, { require: createRequire(import.meta.url) });
+  return import('@fastify/busboy');
 }
 
 async function writePart(

@@ -2,7 +2,6 @@
 // Refuses to own bundles (internal-routes.ts) and what its log lines become (line-log.ts).
 // Invariant: at most one program runs; `port` is 0 unless it has answered and still runs.
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { request } from 'node:http';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { StringDecoder } from 'node:string_decoder';
@@ -246,6 +245,8 @@ function answers(
   const target =
     runtime === 'command' ? { method: 'GET', path: '/' } : ({ method: 'OPTIONS', path: '*' } as const);
   return new Promise((resolve) => {
+    // Not by import: see http-server.ts.
+    const { request } = process.getBuiltinModule('node:http');
     const probe = request({ host: '127.0.0.1', port, agent: false, ...target });
     const settle = (ready: boolean) => {
       clearTimeout(timer);
