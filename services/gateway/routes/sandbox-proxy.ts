@@ -53,7 +53,7 @@ export function isInternalPath(url: string): boolean {
   for (const segment of path.split(/[/\\]/)) {
     if (segment === '' || segment === '.') continue;
     if (segment === '..') segments.pop();
-    else segments.push(segment.split(';', 1)[0]!.toLowerCase());
+    else segments.push(segment.split(/[;?#]/, 1)[0]!.toLowerCase());
   }
   return internalRoutes.has(segments[0] ?? '');
 }
