@@ -2,11 +2,13 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
+import { once } from 'node:events';
 import { readdir, readFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { pack } from 'tar-stream';
+import { WebSocket } from 'ws';
 import type { LogEvent } from '../../shared/agent-protocol.ts';
 import { AgentFixture } from './agent-fixture.ts';
 
@@ -334,6 +336,11 @@ async def app(scope, receive, send):
             await send({"type": message["type"] + ".complete"})
             if message["type"] == "lifespan.shutdown":
                 return
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        message = await receive()
+        return await send({"type": "websocket.send", "text": message["text"] + "!"})
     if scope["path"] == "/throw":
         raise RuntimeError("deliberate failure in python")
     if scope["path"] == "/echo":
@@ -362,6 +369,10 @@ def app(environ, start_response):
     return [environ["REQUEST_METHOD"].encode(), b" ", body]
 `;
 
+const socketLibrary = spawnSync('sh', [
+  '-c',
+  'python3 -c "import websockets" || python3 -c "import wsproto"',
+]);
 const uvicorn = spawnSync('python3', ['-c', 'import uvicorn, asgiref']);
 describe('a Python function', {
   skip: uvicorn.status === 0 ? false : 'python3 with uvicorn and asgiref is not installed',
@@ -380,7 +391,7 @@ describe('a Python function', {
     await agent.eventually('the traceback in the log', () => agent.events.some(isTrace));
   };
 
-  it('serves ASGI with streams both ways', async () => {
+  it('serves ASGI with streams both ways and WebSocket', async (context) => {
     await put(agent, { 'main.py': pythonFunction });
     const { outcome, output } = await agent.startRunner({ runtime: 'python', startTimeoutMs: 60_000 });
     assert.equal(outcome.type, 'ready', output);
@@ -389,6 +400,13 @@ describe('a Python function', {
     assert.deepEqual([echo.status, (await echo.text()).length], [201, body.length]);
     assert.equal(await (await call(agent, '/events')).text(), 'data: 0\n\ndata: 1\n\ndata: 2\n\n');
     await throws(/deliberate failure in python/);
+    if (socketLibrary.status === 0) {
+      const socket = new WebSocket(`ws://127.0.0.1:${agent.ports.runner}/ws`);
+      socket.once('open', () => socket.send('over the wire'));
+      const [heard] = (await once(socket, 'message')) as [Buffer];
+      assert.equal(heard.toString(), 'over the wire!');
+      socket.terminate();
+    } else context.diagnostic('WebSocket not tried: neither python websockets nor wsproto is installed');
     await agent.request({ op: 'seal', nonce: 'py' });
     assert.equal((await agent.restore()).ok, true);
     assert.match(await (await call(agent, '/')).text(), /^0\./);
