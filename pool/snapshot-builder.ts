@@ -85,7 +85,8 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
     const identity = await Promise.race([booted, endOf(machine, 'the guest ended while it booted')]);
     await prime(await machine.addressOf(identity.ports.agent), ['/health'], 30_000);
     onProgress('capturing the template');
-    return this.#capture(snapshotId, shape, undefined, machine, control, partialDir);
+    // `await`: without it the undo stack would run while the capture is under way.
+    return await this.#capture(snapshotId, shape, undefined, machine, control, partialDir);
   }
 
   async buildFunction(request: FunctionBuildRequest, signal: AbortSignal): Promise<string> {
@@ -113,7 +114,8 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
       this.#install(machine, identity, request, signal),
       endOf(machine, 'the VM ended while the function was built'),
     ]);
-    return this.#capture(snapshotId, shape, manifest.prime, machine, control, partialDir);
+    // `await`: without it the undo stack would run while the capture is under way.
+    return await this.#capture(snapshotId, shape, manifest.prime, machine, control, partialDir);
   }
 
   async #install(

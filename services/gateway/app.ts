@@ -47,6 +47,7 @@ declare module 'fastify' {
 
 /** JSON bodies of management routes; bundles and data paths are streams with their own limits. */
 const jsonBodyLimitBytes = 1024 * 1024;
+const idleSweepMs = 50;
 const e2bPaths = /^\/(v[23]\/)?(sandboxes|snapshots|templates|volumes|secrets|volumecontent)(\/|\?|$)/;
 
 export function buildGateway(options: GatewayOptions): FastifyInstance {
@@ -111,17 +112,22 @@ function controlOf(context: GatewayContext, sandboxes: Sandboxes): GatewayContro
 
 /** On close: refuse new work, let what runs finish, then cut what is left. */
 function closeInTime(app: FastifyInstance, context: GatewayContext): void {
+  const upgraded = new Set<{ destroy(): void }>();
   app.server.on('upgrade', (_request, socket) => {
     upgraded.add(socket);
     socket.on('close', () => upgraded.delete(socket));
   });
-  const upgraded = new Set<{ destroy(): void }>();
   app.addHook('preClose', async () => {
     context.traffic.draining = true;
     const cut = setTimeout(() => {
       app.server.closeAllConnections();
       for (const socket of upgraded) socket.destroy();
     }, context.config.drainTimeoutMs);
-    app.server.once('close', () => clearTimeout(cut));
+    // Connections that fall idle from now on would otherwise wait for their keep-alive time-out.
+    const sweep = setInterval(() => app.server.closeIdleConnections(), idleSweepMs);
+    app.server.once('close', () => {
+      clearTimeout(cut);
+      clearInterval(sweep);
+    });
   });
 }

@@ -54,9 +54,18 @@ function enter(
   response: ServerResponse,
 ): void {
   const target = sandboxTargetOf(request);
+  const invoked = target === undefined && request.url!.startsWith(invokePrefix);
+  if (target === undefined && !invoked) return framework(request, response);
+  count(context, response);
   if (target !== undefined) void proxyToSandbox(context, target, request, response);
-  else if (request.url!.startsWith(invokePrefix)) invocations.handle(request, response);
-  else framework(request, response);
+  else invocations.handle(request, response);
+}
+
+function count({ traffic }: GatewayContext, work: NodeJS.EventEmitter): void {
+  traffic.inFlight++;
+  work.once('close', () => {
+    traffic.inFlight--;
+  });
 }
 
 async function enterUpgrade(
@@ -67,6 +76,7 @@ async function enterUpgrade(
   head: Buffer,
 ): Promise<void> {
   const target = sandboxTargetOf(request);
+  count(context, socket);
   if (target !== undefined) return upgradeToSandbox(context, target, request, socket, head);
   if (request.url!.startsWith(invokePrefix)) return invocations.upgrade(request, socket, head);
   const requestId = requestIdOf(request.headers);

@@ -145,7 +145,10 @@ class QemuHypervisor implements Hypervisor {
 
 async function spawnQemu(args: string[], extraStdio: ('pipe' | number)[]): Promise<Child> {
   try {
-    return await startChild(program, args, { env: { PATH: process.env.PATH }, extraStdio });
+    return await startChild(program, args, {
+      env: { PATH: process.env.PATH, MALLOC_ARENA_MAX: '1' },
+      extraStdio,
+    });
   } catch (error) {
     throw (error as NodeJS.ErrnoException).code === 'ENOENT' ? missingQemu() : error;
   }

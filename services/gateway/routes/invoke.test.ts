@@ -341,6 +341,27 @@ describe('invocations', () => {
     assert.match(plain, /^HTTP\/1\.1 200 /);
   });
 
+  it('are limited in number, upgraded connections included', async () => {
+    const small = await startGateway({ maxInFlight: 2 });
+    await small.deployEcho('echo');
+    const leaving = new AbortController();
+    const held = fetch(`${small.url}/fn/echo/never`, { signal: leaving.signal }).catch(() => {});
+    const socket = connect(small.port, '127.0.0.1');
+    socket.write('GET /fn/echo/ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n');
+    await new Promise((resolve) => socket.once('data', resolve));
+    const statusOf = async () => (await fetch(`${small.url}/fn/echo/`)).status;
+    await eventually('the limit is reached', async () => (await statusOf()) === 429);
+    const refused = await fetch(`${small.url}/fn/echo/`);
+    assert.equal(refused.headers.get('retry-after'), '1');
+    await assertProblem(refused, 429, 'overloaded');
+    assert.equal((await fetch(`${small.url}/health`)).status, 200);
+    socket.destroy();
+    await eventually('there is room again', async () => (await statusOf()) === 200);
+    leaving.abort();
+    await held;
+    await small.close();
+  });
+
   it('refuse work while draining, let what runs finish, then close', async () => {
     const draining = await startGateway({ drainTimeoutMs: 300 });
     await draining.deployEcho('echo');

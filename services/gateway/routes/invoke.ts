@@ -9,7 +9,7 @@ import { functionNamePattern, versionPattern } from '../../../shared/ids.ts';
 import { asThawError, problemHeadersOf, problemOf } from '../../../shared/problem.ts';
 import { requireApiKey } from '../authenticate.ts';
 import { inwardHeaders, outwardHeaders, rewriteUpgradeHeaders } from '../forwarded-headers.ts';
-import type { GatewayContext } from '../gateway-context.ts';
+import { type GatewayContext, requireRoom } from '../gateway-context.ts';
 import { observeInvocation, observeStages } from '../invocation-metrics.ts';
 import type { FunctionVersion, GuestResponse } from '../node-client.ts';
 import { discardBody, hasBody, refuseUpgrade, sendProblem } from '../raw-problem.ts';
@@ -62,12 +62,6 @@ function find(context: GatewayContext, target: Target): FunctionVersion {
   throw new ThawError('function-not-found', `no ready version of ${label} is deployed`);
 }
 
-function requireRoom({ traffic, config }: GatewayContext): void {
-  if (traffic.draining) throw new ThawError('shutting-down', 'this gateway is draining');
-  if (traffic.inFlight >= config.maxInFlight)
-    throw new ThawError('overloaded', `${config.maxInFlight} requests are in work; the limit is reached`);
-}
-
 async function handle(
   context: GatewayContext,
   request: IncomingMessage,
@@ -76,9 +70,7 @@ async function handle(
   const startedAtMs = performance.now();
   const requestId = requestIdOf(request.headers);
   const abort = new AbortController();
-  context.traffic.inFlight++;
   response.on('close', () => {
-    context.traffic.inFlight--;
     if (!response.writableFinished) abort.abort();
   });
   let dispatched = false;

@@ -8,7 +8,7 @@ import { ThawError } from '../../../shared/errors.ts';
 import { sandboxIdPattern } from '../../../shared/ids.ts';
 import { dataPlaneFailureOf } from '../e2b-errors.ts';
 import { inwardHeaders, outwardHeaders, rewriteUpgradeHeaders } from '../forwarded-headers.ts';
-import type { GatewayContext } from '../gateway-context.ts';
+import { type GatewayContext, requireRoom } from '../gateway-context.ts';
 import { discardBody, hasBody, refuseUpgrade, sendJson } from '../raw-problem.ts';
 import { requestIdOf } from '../request-identity.ts';
 import { beginResponse, streamResponse } from '../stream-response.ts';
@@ -63,7 +63,7 @@ function decoded(path: string): string {
 }
 
 function check(context: GatewayContext, target: SandboxTarget, url: string): void {
-  if (context.traffic.draining) throw new ThawError('shutting-down', 'this gateway is draining');
+  requireRoom(context);
   if (!sandboxIdPattern.test(target.sandboxId))
     throw new ThawError('sandbox-not-found', 'the sandbox was not found');
   if (!Number.isInteger(target.port) || target.port < 1 || target.port > 65_535)
