@@ -49,6 +49,34 @@ export interface CapturedFiles {
   diskPath: string;
 }
 
+/** A run of guest pages: where it stands in the page file. In a delta file the runs' bytes follow each other in order. */
+export interface PageRun {
+  offsetBytes: number;
+  sizeBytes: number;
+}
+
+/** What a clone had changed when it was captured: `path` holds the bytes of `runs`, one after the other. */
+export interface PageDelta {
+  path: string;
+  /** Ascending, not overlapping, whole pages. */
+  runs: readonly PageRun[];
+}
+
+/** Where a capture of a running clone writes. All absent before; whole when the capture returns. */
+export interface CloneCaptureTarget {
+  deltaPath: string;
+  devicesPath: string;
+  /** The clone's own writable layer, frozen at the same instant; its backing files are those of the clone's snapshot. */
+  diskPath: string;
+}
+
+export interface CloneCaptureOptions {
+  /** False: the machine stays paused and is then destroyed (a sandbox that is paused, a depth of work that ends). */
+  resume: boolean;
+  /** Stages: pause, state, scan, copy, disk, resume; what follows the resume (write-out) is `write`. */
+  onStage?: (stage: string, elapsedMs: number) => void;
+}
+
 export interface BootRequest {
   vmId: string;
   shape: MachineShape;
@@ -65,6 +93,8 @@ export interface RestoreRequest {
   image: GuestImage;
   runDir: string;
   from: CapturedFiles;
+  /** Written over the private mapping before the guest runs: a snapshot whose own page file is not made yet. */
+  delta?: PageDelta;
   /**
    * `private`: a clone, guest writes stay in the VMM. `shared`: `from.pagesPath` is a file of this VM alone and guest
    * writes go into it, so that a later capture copies nothing (how a function version is built from a template).
@@ -104,6 +134,12 @@ export interface Machine {
     target: Omit<CapturedFiles, 'pagesPath'>,
     onStage?: (stage: string, elapsedMs: number) => void,
   ): Promise<void>;
+  /**
+   * Saves a running clone (memory `private`): device state, the pages it changed since its page file, its disk, all of
+   * one instant; the pause lasts from `pause` to `resume`. A failure resumes the clone and leaves no file.
+   * @throws ThawError `hypervisor-failed` | `no-space` | `deadline-exceeded`.
+   */
+  captureClone(target: CloneCaptureTarget, options: CloneCaptureOptions): Promise<PageDelta>;
   /** Ends the VMM; safe in every state and more than once. Resolves when the process is gone. */
   destroy(): Promise<void>;
 }

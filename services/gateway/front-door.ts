@@ -55,7 +55,10 @@ function enter(
 ): void {
   const target = sandboxTargetOf(request);
   const invoked = target === undefined && request.url!.startsWith(invokePrefix);
-  if (target === undefined && !invoked) return framework(request, response);
+  if (target === undefined && !invoked) {
+    framework(request, response);
+    return;
+  }
   count(context, response);
   if (target !== undefined) void proxyToSandbox(context, target, request, response);
   else invocations.handle(request, response);

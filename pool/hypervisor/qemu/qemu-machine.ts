@@ -5,7 +5,7 @@ import type { Duplex } from 'node:stream';
 import { withDeadline } from '../../../shared/deadline.ts';
 import { ThawError } from '../../../shared/errors.ts';
 import type { Child } from '../../host/child.ts';
-import type { Address, CapturedFiles, Machine, MachineExit } from '../hypervisor.ts';
+import type { Address, CapturedFiles, Machine, MachineExit, PageDelta } from '../hypervisor.ts';
 import { devicesOutput, guestAddress, inherited } from './command-line.ts';
 import { Qmp } from './qmp.ts';
 
@@ -80,6 +80,10 @@ export class QemuMachine implements Machine {
       await moveDurably(this.#files.diskPath, target.diskPath);
       await moveDurably(this.#files.devicesPath, target.devicesPath);
     });
+  }
+
+  async captureClone(): Promise<PageDelta> {
+    throw new ThawError('not-implemented', 'capturing a running clone');
   }
 
   async destroy(): Promise<void> {
