@@ -43,6 +43,11 @@ export const errorKinds = {
   'state-unavailable': kind(503, true, 'Redis does not answer.'),
   'deadline-exceeded': kind(504, true, 'The work did not end before its deadline.'),
   'missing-package': kind(500, false, 'A host program is missing; the detail names the package to install.'),
+  'image-failed': kind(
+    500,
+    false,
+    'The guest image could not be built; the detail holds the program’s words.',
+  ),
   'data-dir-in-use': kind(500, false, 'Another Thaw runs on this data directory.'),
   'port-in-use': kind(500, false, 'The port is taken; choose another with THAW_PORT.'),
   'no-space': kind(507, false, 'The disk is full or below its reserve.'),

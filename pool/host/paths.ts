@@ -11,7 +11,6 @@ export interface Paths {
   readonly apiKey: string;
   readonly redisDir: string;
   readonly redisSocket: string;
-  readonly imagesDir: string;
   readonly snapshotsDir: string;
   readonly vmsDir: string;
   readonly bundlesDir: string;
@@ -41,7 +40,6 @@ export function pathsOf(dataDir: string): Paths {
     apiKey: under('api-key'),
     redisDir: under('redis'),
     redisSocket: under('redis', 'redis.sock'),
-    imagesDir: under('images'),
     snapshotsDir: under('snapshots'),
     vmsDir: under('vms'),
     bundlesDir: under('bundles'),

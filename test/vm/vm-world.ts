@@ -32,7 +32,7 @@ export interface VmWorld {
 export async function openVmWorld(): Promise<VmWorld> {
   const dataDir = await mkdtemp(join(tmpdir(), 'thaw-vm-'));
   const paths = pathsOf(dataDir);
-  const image = await ensureImage({ imagesDir: paths.imagesDir });
+  const image = await ensureImage();
   const hypervisor = createQemuHypervisor({ accelerator: 'tcg', log: silentLog });
   const parts = { hypervisor, image, paths, log: silentLog };
   const builder = new LocalSnapshotBuilder(parts);

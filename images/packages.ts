@@ -1,0 +1,59 @@
+// Owns the list of Debian packages in the guest and of what is taken from packages without installing them.
+// Invariant: every package says why it is there; a change here changes the image's digest.
+
+export const debianSuite = 'bookworm';
+
+/** Installed in the root image, without recommended packages. */
+export const guestPackages: Readonly<Record<string, string>> = {
+  tini: 'the first process: reaps orphans and passes signals on',
+  bash: 'the shell of commands',
+  coreutils: 'ls, cat, …',
+  procps: 'ps, top, kill',
+  'util-linux': 'mount, script, setpriv',
+  iproute2: 'the network address; sockets of before a snapshot',
+  sudo: 'user may become root in a guest of its own',
+  'ca-certificates': 'TLS',
+  curl: 'HTTP from the shell',
+  git: 'sources of what is built in a sandbox',
+  python3: 'Python functions and commands',
+  'python3-pip': 'Python packages in a sandbox',
+  'python3-venv': 'environments of their own',
+  'python3-uvicorn': 'the server of Python functions (ASGI)',
+  'python3-websockets': 'WebSocket in it',
+  'python3-asgiref': 'WSGI applications on it',
+};
+
+/** The kernel is unpacked, not installed: the guest needs neither its boot files nor an initramfs of its own. */
+export const kernelMetaPackage = 'linux-image-cloud-amd64';
+/** A statically linked shell for the initramfs. */
+export const busyboxPackage = 'busybox-static';
+
+/** Loaded in this order; `virtio` needs symbols of `virtio_ring`, the drivers need both. */
+export const kernelModules: readonly string[] = [
+  'drivers/virtio/virtio_ring',
+  'drivers/virtio/virtio',
+  'drivers/virtio/virtio_pci_modern_dev',
+  'drivers/virtio/virtio_pci_legacy_dev',
+  'drivers/virtio/virtio_pci',
+  'drivers/block/virtio_blk',
+  'arch/x86/crypto/crc32c-intel',
+  'lib/libcrc32c',
+  'fs/erofs/erofs',
+  'fs/overlayfs/overlay',
+  'net/core/failover',
+  'drivers/net/net_failover',
+  'drivers/net/virtio_net',
+  'drivers/char/virtio_console',
+];
+
+/** Host programs that build the image, with the Debian package that carries each. */
+export const buildPrograms: Readonly<Record<string, string>> = {
+  mmdebstrap: 'mmdebstrap',
+  'mkfs.erofs': 'erofs-utils',
+  mke2fs: 'e2fsprogs',
+  cpio: 'cpio',
+  zstd: 'zstd',
+  'dpkg-deb': 'dpkg',
+  tar: 'tar',
+  strip: 'binutils',
+};
