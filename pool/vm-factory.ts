@@ -2,6 +2,7 @@
 // Refuses to own how many there are (pool.ts) and how snapshots come to be (snapshot-builder.ts).
 // Invariant: what it returns has answered; what failed on the way leaves no process and no file.
 import { mkdir, rm } from 'node:fs/promises';
+import { Pool as Connections } from 'undici';
 import type { ControlEvent } from '../shared/agent-protocol.ts';
 import { Cleanup } from '../shared/cleanup.ts';
 import { ThawError } from '../shared/errors.ts';
@@ -106,8 +107,14 @@ export class LocalVmFactory implements VmFactory {
     signal.throwIfAborted();
     const agent = await machine.addressOf(identity.ports.agent);
     const runner = record.prime ? await machine.addressOf(identity.ports.runner) : undefined;
-    if (runner) await prime(runner, record.prime ?? [], primeTimeoutMs, signal);
-    else await prime(agent, ['/health'], primeTimeoutMs, signal);
+    const connections = runner && connectionsTo(runner);
+    try {
+      if (runner) await prime(runner, record.prime ?? [], primeTimeoutMs, signal, connections);
+      else await prime(agent, ['/health'], primeTimeoutMs, signal);
+    } catch (error) {
+      void connections?.destroy();
+      throw error;
+    }
     endStage('prime');
     return new LocalVm(machine, control, {
       snapshotId: record.snapshotId,
@@ -115,10 +122,21 @@ export class LocalVmFactory implements VmFactory {
       secret: identity.secret,
       agent,
       runner,
+      connections,
       runDir,
     });
   }
 }
+
+/** Kept for the VM's whole life: a guest's first connection costs more than all later requests on it. */
+const connectionIdleMs = 86_400_000;
+
+const connectionsTo = ({ host, port }: Address): Connections =>
+  new Connections(`http://${host}:${port}`, {
+    connections: null,
+    keepAliveTimeout: connectionIdleMs,
+    keepAliveMaxTimeout: connectionIdleMs,
+  });
 
 interface VmFacts {
   snapshotId: string;
@@ -126,6 +144,7 @@ interface VmFacts {
   secret: string;
   agent: Address;
   runner: Address | undefined;
+  connections: Connections | undefined;
   runDir: string;
 }
 
@@ -137,6 +156,8 @@ class LocalVm implements Vm {
   readonly secret: string;
   readonly agent: Address;
   readonly runner: Address | undefined;
+  readonly runnerConnections: Connections | undefined;
+  readonly runnerOrigin: string | undefined;
   readonly ended: Promise<string>;
   readonly #machine: Machine;
   readonly #control: ControlClient;
@@ -151,6 +172,8 @@ class LocalVm implements Vm {
     this.secret = facts.secret;
     this.agent = facts.agent;
     this.runner = facts.runner;
+    this.runnerConnections = facts.connections;
+    this.runnerOrigin = facts.runner && `http://${facts.runner.host}:${facts.runner.port}`;
     this.#machine = machine;
     this.#control = control;
     this.#runDir = facts.runDir;
@@ -175,6 +198,7 @@ class LocalVm implements Vm {
 
   destroy(): Promise<void> {
     this.#destroyed ??= (async () => {
+      void this.runnerConnections?.destroy();
       try {
         await this.#machine.destroy();
       } finally {

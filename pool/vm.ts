@@ -1,4 +1,5 @@
 // Owns what the pool knows of one VM that can serve. Made by a VmFactory; the pool decides its fate.
+import type { Dispatcher } from 'undici';
 import type { ControlEvent } from '../shared/agent-protocol.ts';
 import type { ResolvedManifest } from '../shared/function-manifest.ts';
 import type { Address, MachineShape } from './hypervisor/hypervisor.ts';
@@ -17,6 +18,9 @@ export interface Vm {
   readonly agent: Address;
   /** Absent for VMs without a function runner (sandboxes). */
   readonly runner: Address | undefined;
+  /** Open connections to the runner: the ones that primed it serve its first request. Closed with the VM. */
+  readonly runnerConnections?: Dispatcher | undefined;
+  readonly runnerOrigin?: string | undefined;
   /** Settles with the reason when the VM can serve no longer: VMM exit or a runner that ended. Never rejects. */
   readonly ended: Promise<string>;
   addressOf(guestPort: number): Promise<Address>;

@@ -1,6 +1,6 @@
 // Owns the host's calls to a guest's runner and agent that are not a user's request: prime and wait for an answer.
 // Invariant: bodies are drained and bounded; a guest cannot make the host hold what it sends.
-import { request } from 'undici';
+import { type Dispatcher, request } from 'undici';
 import { ThawError } from '../../shared/errors.ts';
 import type { Address } from '../hypervisor/hypervisor.ts';
 
@@ -10,12 +10,14 @@ export async function prime(
   paths: readonly string[],
   timeoutMs: number,
   signal?: AbortSignal,
+  dispatcher?: Dispatcher,
 ): Promise<void> {
   for (const path of paths) {
     const deadline = AbortSignal.timeout(timeoutMs);
     try {
       const response = await request(`http://${address.host}:${address.port}${path}`, {
         headers: { 'x-thaw-prime': '1' },
+        ...(dispatcher ? { dispatcher } : {}),
         signal: signal ? AbortSignal.any([signal, deadline]) : deadline,
         headersTimeout: timeoutMs,
         bodyTimeout: timeoutMs,

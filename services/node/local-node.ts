@@ -1,0 +1,200 @@
+// Owns a node in this process: the NodeClient over a pool, its snapshots and its sandboxes.
+// Refuses to own their parts, which it is given. Invariant: a version is served exactly while the pool is configured for
+// its snapshot; nothing here outlives `drain`.
+import type { IncomingMessage } from 'node:http';
+import type { Duplex } from 'node:stream';
+import type { Capabilities, MachineShape } from '../../pool/hypervisor/hypervisor.ts';
+import type { Pool, PoolPolicy } from '../../pool/pool.ts';
+import type { SnapshotBuilder, Vm } from '../../pool/vm.ts';
+import type { ControlEvent, LogEvent } from '../../shared/agent-protocol.ts';
+import { ThawError } from '../../shared/errors.ts';
+import { snapshotIdPattern } from '../../shared/ids.ts';
+import type { Log } from '../../shared/log.ts';
+import type {
+  DeployRequest,
+  FunctionVersion,
+  GuestRequest,
+  GuestResponse,
+  NodeClient,
+  SandboxFacts,
+  SandboxRequest,
+} from '../gateway/node-client.ts';
+import { FunctionLogs } from './function-logs.ts';
+import { Invocations } from './invocations.ts';
+import { NodeSandboxes } from './node-sandboxes.ts';
+
+export interface LocalNodeOptions {
+  pool: Pool;
+  builder: SnapshotBuilder;
+  /** Reads a snapshot's record before the pool plans with it. */
+  loadSnapshot(snapshotId: string): Promise<MachineShape>;
+  forgetSnapshot(snapshotId: string): void;
+  bundlePath(sha256: string): string;
+  log: Log;
+  /** For /readyz and `thaw doctor`: what runs the VMs, and what is slower than it could be. */
+  hypervisor: string;
+  capabilities: Capabilities;
+  notes: string[];
+  baseShape: MachineShape;
+  basePolicy: PoolPolicy;
+  diskSizeMb: number;
+}
+
+const keyOf = ({ name, version }: Pick<FunctionVersion, 'name' | 'version'>) => `${name}@${version}`;
+
+export class LocalNode implements NodeClient {
+  readonly #options: LocalNodeOptions;
+  readonly #pool: Pool;
+  readonly #served = new Map<string, FunctionVersion>();
+  /** Whose log a VM's lines belong to. */
+  readonly #nameOfSnapshot = new Map<string, string>();
+  readonly #logs = new FunctionLogs();
+  readonly #invocations: Invocations;
+  readonly #sandboxes: NodeSandboxes;
+  #baseSnapshotId: string | undefined;
+
+  constructor(options: LocalNodeOptions) {
+    this.#options = options;
+    this.#pool = options.pool;
+    this.#invocations = new Invocations(options.pool);
+    this.#sandboxes = new NodeSandboxes(options.pool, options.log);
+  }
+
+  /** Makes the `base` template unless it is there, and keeps its VMs warm. */
+  async start(onProgress?: (step: string) => void): Promise<void> {
+    const { builder, baseShape, basePolicy } = this.#options;
+    this.#baseSnapshotId = await builder.ensureTemplate(baseShape, onProgress);
+    await this.#options.loadSnapshot(this.#baseSnapshotId);
+    this.#pool.configure(this.#baseSnapshotId, basePolicy);
+  }
+
+  /** For the pool's `onVmEvent`. */
+  onVmEvent(vm: Vm, event: ControlEvent): void {
+    const name = this.#nameOfSnapshot.get(vm.snapshotId);
+    if (name !== undefined && event.event === 'log') this.#logs.add(name, event);
+  }
+
+  async serve(version: FunctionVersion): Promise<{ snapshotId: string }> {
+    const { builder, loadSnapshot } = this.#options;
+    const known = await builder.has(version.snapshotId);
+    const snapshotId = known ? version.snapshotId : await this.#rebuild(version);
+    await loadSnapshot(snapshotId);
+    const { warm, recycle, concurrency } = version.manifest;
+    this.#pool.configure(snapshotId, { ...warm, recycle, concurrency });
+    this.#nameOfSnapshot.set(snapshotId, version.name);
+    this.#served.set(keyOf(version), { ...version, snapshotId });
+    return { snapshotId };
+  }
+
+  /** Its snapshot is missing, or another hypervisor or image made it: the bundle has all that is needed. */
+  #rebuild(version: FunctionVersion): Promise<string> {
+    const { log, bundlePath } = this.#options;
+    log.info({ function: version.name, version: version.version }, 'rebuilding the snapshot of a version');
+    const { bundleSha256 } = version;
+    return this.deploy({ ...version, bundlePath: bundlePath(bundleSha256) }).then(
+      ({ snapshotId }) => snapshotId,
+    );
+  }
+
+  async deploy(request: DeployRequest): Promise<{ snapshotId: string }> {
+    const { manifest, bundlePath, bundleSha256, onOutput, signal } = request;
+    const build = { manifest, bundlePath, bundleSha256, ...(onOutput ? { onOutput } : {}) };
+    const snapshotId = await this.#options.builder.buildFunction(
+      build,
+      signal ?? new AbortController().signal,
+    );
+    return { snapshotId };
+  }
+
+  async retire(version: FunctionVersion): Promise<void> {
+    this.#served.delete(keyOf(version));
+    this.#pool.forget(version.snapshotId);
+    this.#nameOfSnapshot.delete(version.snapshotId);
+    this.#options.forgetSnapshot(version.snapshotId);
+    await this.#options.builder.remove(version.snapshotId);
+    if (![...this.#served.values()].some(({ name }) => name === version.name))
+      this.#logs.forget(version.name);
+  }
+
+  invoke(version: FunctionVersion, request: GuestRequest): Promise<GuestResponse> {
+    return this.#invocations.invoke(version, request);
+  }
+
+  upgrade(
+    version: FunctionVersion,
+    request: IncomingMessage,
+    path: string,
+    socket: Duplex,
+    head: Buffer,
+  ): Promise<void> {
+    return this.#invocations.upgrade(version, request, path, socket, head);
+  }
+
+  logs(name: string, signal: AbortSignal): AsyncIterable<LogEvent> {
+    return this.#logs.follow(name, signal);
+  }
+
+  async resolveTemplate(templateId: string): Promise<{ snapshotId: string; alias: string | null }> {
+    if (this.#baseSnapshotId === undefined)
+      throw new ThawError('no-capacity', 'the base template is being made', { retryAfterSeconds: 5 });
+    if (templateId === 'base') return { snapshotId: this.#baseSnapshotId, alias: 'base' };
+    if (snapshotIdPattern.test(templateId) && templateId === this.#baseSnapshotId)
+      return { snapshotId: templateId, alias: 'base' };
+    throw new ThawError('template-not-found', `no template ${JSON.stringify(templateId.slice(0, 64))}`);
+  }
+
+  async createSandbox(request: SandboxRequest): Promise<SandboxFacts> {
+    const { diskSizeMb, baseShape } = this.#options;
+    const { lease } = await this.#sandboxes.create(request);
+    return { cpuCount: baseShape.vcpus, memoryMb: lease.vm.memoryMb, diskSizeMb };
+  }
+
+  async killSandbox(sandboxId: string): Promise<boolean> {
+    return this.#sandboxes.kill(sandboxId);
+  }
+
+  setSandboxEnd(sandboxId: string, endAtMs: number): void {
+    this.#sandboxes.setEnd(sandboxId, endAtMs);
+  }
+
+  onSandboxEnded(listener: (sandboxId: string, reason: string) => void): void {
+    this.#sandboxes.onEnded(listener);
+  }
+
+  sandboxRequest(sandboxId: string, guestPort: number, request: GuestRequest): Promise<GuestResponse> {
+    return this.#sandboxes.request(sandboxId, guestPort, request);
+  }
+
+  sandboxUpgrade(
+    sandboxId: string,
+    guestPort: number,
+    request: IncomingMessage,
+    socket: Duplex,
+    head: Buffer,
+  ): Promise<void> {
+    return this.#sandboxes.upgrade(sandboxId, guestPort, request, socket, head);
+  }
+
+  pools(): Record<string, Record<string, number>> {
+    const shelves = new Map(this.#pool.stats().shelves.map((shelf) => [shelf.snapshotId, shelf]));
+    const rows = [...this.#served].flatMap(([key, { snapshotId }]) => {
+      const shelf = shelves.get(snapshotId);
+      return shelf ? [[key, { ...shelf.vms, waiting: shelf.waiting }] as const] : [];
+    });
+    return Object.fromEntries(rows);
+  }
+
+  async health() {
+    const { vms, shelves, draining } = this.#pool.stats();
+    const { hypervisor, notes } = this.#options;
+    const failing = shelves.flatMap(({ snapshotId, failures, lastError }) =>
+      failures > 0 ? [`${snapshotId}: ${failures} restores failed: ${lastError}`] : [],
+    );
+    const ready = this.#baseSnapshotId !== undefined && !draining;
+    return { ready, hypervisor, vms: { ...vms }, notes: [...notes, ...failing] };
+  }
+
+  drain(timeoutMs: number): Promise<void> {
+    return this.#pool.drain(timeoutMs);
+  }
+}
