@@ -5,7 +5,6 @@ import { execFile } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
 import { access, mkdir, open, rename, rm } from 'node:fs/promises';
 import { promisify } from 'node:util';
-import { runnerPort } from '../shared/agent-protocol.ts';
 import { Cleanup } from '../shared/cleanup.ts';
 import { withDeadline } from '../shared/deadline.ts';
 import { ThawError } from '../shared/errors.ts';
@@ -126,9 +125,10 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
   ): Promise<void> {
     const { manifest } = request;
     const agent = new AgentClient(await machine.addressOf(identity.ports.agent), identity.secret);
+    let port: number;
     try {
       await agent.putBundle(request.bundlePath, signal);
-      await agent.startRunner(
+      port = await agent.startRunner(
         runnerSpecOf(manifest, this.#options.startTimeoutMs ?? 120_000),
         signal,
         request.onOutput,
@@ -136,7 +136,7 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
     } finally {
       await agent.close();
     }
-    const runner = await machine.addressOf(manifest.port ?? runnerPort);
+    const runner = await machine.addressOf(port);
     try {
       await prime(runner, manifest.prime, manifest.timeoutMs, signal);
     } catch (error) {

@@ -26,12 +26,12 @@ export class AgentClient {
     await response.body.dump();
   }
 
-  /** @throws ThawError `build-failed` | `start-failed` with the end of the program's output. */
+  /** @returns the port it answers on. @throws ThawError `build-failed` | `start-failed` with the end of the program's output. */
   async startRunner(
     spec: RunnerSpec,
     signal: AbortSignal,
     onOutput: (text: string) => void = () => {},
-  ): Promise<void> {
+  ): Promise<number> {
     const response = await this.#send('POST', '/_thaw/runner', JSON.stringify(spec), signal);
     let tail = '';
     for await (const line of createInterface({ input: response.body })) {
@@ -44,7 +44,7 @@ export class AgentClient {
           progress.stage === 'build' ? 'build-failed' : 'start-failed',
           `${progress.message}\n${tail}`.trim(),
         );
-      } else return;
+      } else return progress.port;
     }
     throw new ThawError('start-failed', `the agent ended its answer without a result\n${tail}`);
   }

@@ -1,0 +1,13 @@
+// Owns the list of benchmarks. Adding one is a file in benchmarks/ and a line here, in alphabetical order.
+// Invariant: a benchmark is loaded only when it is asked for, so that each needs only its own dependencies.
+import type { Benchmark } from './benchmark.ts';
+
+export const benchmarks: Record<string, () => Promise<Benchmark>> = {
+  burst: async () => (await import('./benchmarks/burst.ts')).burst,
+  claim: async () => (await import('./benchmarks/claim.ts')).claim,
+  density: async () => (await import('./benchmarks/density.ts')).density,
+  gateway: async () => (await import('./benchmarks/gateway.ts')).gateway,
+  restore: async () => (await import('./benchmarks/restore.ts')).restore,
+  tti: async () => (await import('./benchmarks/tti.ts')).tti,
+  uniqueness: async () => (await import('./benchmarks/uniqueness.ts')).uniqueness,
+};
