@@ -61,7 +61,8 @@ function benchOf(given: Arguments, cleanup: Cleanup): Bench {
     n: given.values.n as number,
     number: (option) => valueOf(option, 'number') as number,
     text: (option) => valueOf(option, 'string') as string,
-    progress: (what) => console.error(`${((performance.now() - startMs) / 1000).toFixed(1).padStart(6)} s  ${what}`),
+    progress: (what) =>
+      console.error(`${((performance.now() - startMs) / 1000).toFixed(1).padStart(6)} s  ${what}`),
     cleanup,
   };
 }
@@ -71,7 +72,10 @@ async function undo(cleanup: Cleanup): Promise<void> {
 }
 
 function endOnSignals(cleanup: Cleanup): void {
-  for (const [signal, exitCode] of [['SIGINT', 130], ['SIGTERM', 143]] as const)
+  for (const [signal, exitCode] of [
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const)
     process.once(signal, () => void undo(cleanup).then(() => process.exit(exitCode)));
 }
 

@@ -11,10 +11,10 @@ export const projectDir = resolve(import.meta.dirname, '../..');
 
 /** Adds a flag for each of these keys that has one; for all keys when none are named. */
 export function addConfigOptions(command: Command, keys?: readonly ConfigKey[]): Command {
-  command.option('--config FILE', 'configuration file, instead of thaw.config.json in the data directory');
+  command.option('--config <FILE>', 'configuration file, instead of thaw.config.json in the data directory');
   for (const { key, flag, description } of configKeys)
     if (flag !== undefined && (keys === undefined || keys.includes(key)))
-      command.option(`${flag} VALUE`, description.replaceAll('`', ''));
+      command.option(`${flag} <VALUE>`, description.replaceAll('`', ''));
   return command;
 }
 

@@ -10,6 +10,7 @@ import { addInvoke } from './commands/invoke.ts';
 import { addLogs } from './commands/logs.ts';
 import { addNotOffered } from './commands/not-offered.ts';
 import { addSandbox } from './commands/sandbox.ts';
+import { addSetup } from './commands/setup.ts';
 import { addUp } from './commands/up.ts';
 import { exitCodes, report } from './failure.ts';
 import { createOutput } from './output.ts';
@@ -18,6 +19,7 @@ import { thawVersion } from './version.ts';
 
 const commands = [
   addUp,
+  addSetup,
   addDoctor,
   addDeploy,
   addInvoke,

@@ -46,7 +46,10 @@ const clientKeys: readonly ConfigKey[] = ['dataDir', 'host', 'port'];
 
 /** The options of a command that talks to a running Thaw. */
 export function withClientOptions(command: Command): Command {
-  command.option('--url URL', 'where Thaw answers, instead of what the data directory or configuration say');
+  command.option(
+    '--url <URL>',
+    'where Thaw answers, instead of what the data directory or configuration say',
+  );
   return addConfigOptions(withJson(command), clientKeys);
 }
 

@@ -3,7 +3,7 @@
 // its snapshot; nothing here outlives `drain`.
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
-import type { Capabilities, MachineShape } from '../../pool/hypervisor/hypervisor.ts';
+import type { MachineShape } from '../../pool/hypervisor/hypervisor.ts';
 import type { Pool, PoolPolicy } from '../../pool/pool.ts';
 import type { SnapshotBuilder, Vm } from '../../pool/vm.ts';
 import type { ControlEvent, LogEvent } from '../../shared/agent-protocol.ts';
@@ -33,7 +33,6 @@ export interface LocalNodeOptions {
   log: Log;
   /** For /readyz and `thaw doctor`: what runs the VMs, and what is slower than it could be. */
   hypervisor: string;
-  capabilities: Capabilities;
   notes: string[];
   baseShape: MachineShape;
   basePolicy: PoolPolicy;
@@ -194,7 +193,9 @@ export class LocalNode implements NodeClient {
     return { ready, hypervisor, vms: { ...vms }, notes: [...notes, ...failing] };
   }
 
+  /** Sandboxes end at once, for their VMs end with this process; requests in work are waited for. */
   drain(timeoutMs: number): Promise<void> {
+    this.#sandboxes.endAll('the node shuts down');
     return this.#pool.drain(timeoutMs);
   }
 }

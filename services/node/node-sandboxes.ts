@@ -123,6 +123,11 @@ export class NodeSandboxes {
     await joinUpgrade(address, request, request.url!, socket, head, upgradeTimeoutMs);
   }
 
+  /** Ends every sandbox, telling the listener. */
+  endAll(reason: string): void {
+    for (const sandboxId of [...this.#running.keys()]) this.#ended(sandboxId, reason);
+  }
+
   #ended(sandboxId: string, reason: string): void {
     const sandbox = this.#take(sandboxId);
     if (!sandbox) return;

@@ -1,9 +1,14 @@
 // Owns `thaw deploy`: packs a directory, uploads it and waits until the version serves or has failed.
 // Invariant: it succeeds only when the gateway says that the version is ready.
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { receiveBundle } from '../../gateway/bundle.ts';
+import { gatewayDefaults } from '../../gateway/gateway-config.ts';
 import type { ApiClient } from '../api-client.ts';
 import { ApiError } from '../failure.ts';
-import { packDirectory } from '../pack-directory.ts';
+import { type Bundle, packDirectory } from '../pack-directory.ts';
 import { createProgress, type Progress, secondsText, withStep } from '../progress.ts';
 import { type AddCommand, withClientOptions } from '../session.ts';
 
@@ -24,7 +29,7 @@ const pollMs = 1_000;
 export const addDeploy: AddCommand = (program, session) => {
   withClientOptions(program.command('deploy <dir>'))
     .description('deploy a directory as a function and wait until it serves')
-    .option('--name NAME', "the function's name, where thaw.json does not give it")
+    .option('--name <NAME>', "the function's name, where thaw.json does not give it")
     .action(async (dir: string, options: { name?: string }, command) =>
       session.withClient(command, async (client, output) => {
         const startedAtMs = performance.now();
@@ -78,4 +83,24 @@ function buildFailure({ code, detail, output }: NonNullable<DeployedVersion['err
   const text =
     output.trimEnd() === '' || detail.includes(output.trimEnd()) ? detail : `${detail}\n${output.trimEnd()}`;
   return new ApiError(422, code, text, undefined);
+}
+
+/** Deploys a directory unless its very content is what serves already. */
+export async function deployUnlessServed(client: ApiClient, dir: string, progress: Progress): Promise<void> {
+  const bundle = await packDirectory(dir);
+  const served = await client.send(`/v1/functions/${bundle.name}`);
+  const known = (await served.body.json()) as { current?: { bundle: { sha256: string } } | null };
+  if (served.statusCode === 200 && known.current?.bundle.sha256 === (await contentHashOf(bundle))) return;
+  await deployDirectory(client, dir, progress);
+}
+
+/** The hash that the gateway would give this bundle: of the archive as the gateway writes it anew. */
+async function contentHashOf({ name, stream }: Bundle): Promise<string> {
+  const scratchDir = await mkdtemp(join(tmpdir(), 'thaw-bundle-'));
+  try {
+    const limits = { ...gatewayDefaults, bundleDir: scratchDir };
+    return (await receiveBundle(stream(), name, limits)).sha256;
+  } finally {
+    await rm(scratchDir, { recursive: true, force: true });
+  }
 }

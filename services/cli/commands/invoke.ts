@@ -21,10 +21,10 @@ const headersTimeoutMs = 960_000;
 export const addInvoke: AddCommand = (program, session) => {
   withClientOptions(program.command('invoke <name> [path]'))
     .description('call a function; its answer goes to standard output')
-    .option('-X, --method METHOD', 'GET, or POST with --data')
-    .option('-d, --data DATA', 'request body; @FILE reads a file, @- standard input')
+    .option('-X, --method <METHOD>', 'GET, or POST with --data')
+    .option('-d, --data <DATA>', 'request body; @FILE reads a file, @- standard input')
     .option(
-      '-H, --header HEADER',
+      '-H, --header <HEADER>',
       "'Name: value', may be repeated",
       (value, all: string[]) => [...all, value],
       [],

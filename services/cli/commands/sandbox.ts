@@ -51,8 +51,8 @@ function wholeSeconds(text: string): number {
 function addCreate(sandbox: Command, session: Session): void {
   withClientOptions(sandbox.command('create [template]'))
     .description('start a sandbox from a template, `base` when none is named')
-    .option('--timeout SECONDS', 'how long it may live', wholeSeconds, 300)
-    .option('-e, --env KEY=VALUE', 'environment of its commands, may be repeated', pairs, {})
+    .option('--timeout <SECONDS>', 'how long it may live', wholeSeconds, 300)
+    .option('-e, --env <KEY=VALUE>', 'environment of its commands, may be repeated', pairs, {})
     .action(async (template: string | undefined, options, command) =>
       session.withClient(command, async (client, output) => {
         const startedAtMs = performance.now();
@@ -78,9 +78,9 @@ function addExec(sandbox: Command, session: Session): void {
   withClientOptions(sandbox.command('exec <id> <command...>'))
     .description('run a command: exec ID -- CMD ARGS')
     .passThroughOptions()
-    .option('--cwd DIR', 'where it runs')
-    .option('--user NAME', 'who it runs as')
-    .option('-e, --env KEY=VALUE', 'environment, may be repeated', pairs, {})
+    .option('--cwd <DIR>', 'where it runs')
+    .option('--user <NAME>', 'who it runs as')
+    .option('-e, --env <KEY=VALUE>', 'environment, may be repeated', pairs, {})
     .action(async (sandboxId: string, argv: string[], options, command) =>
       session.withClient(command, async (client, output) => {
         const { cwd, user, env } = options;

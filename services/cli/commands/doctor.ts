@@ -1,0 +1,138 @@
+// Owns `thaw doctor`: what this machine has, what Thaw would use, what is slower or less safe than it could be.
+// Refuses to own repairs. Invariant: it changes nothing.
+import { execFile } from 'node:child_process';
+import { access, constants, statfs } from 'node:fs/promises';
+import { availableParallelism, freemem, release, totalmem } from 'node:os';
+import { promisify } from 'node:util';
+import type { Command } from 'commander';
+import { pathsOf } from '../../../pool/host/paths.ts';
+import { rememberedChoice } from '../../../pool/hypervisor/choose.ts';
+import type { Config } from '../../../shared/config.ts';
+import { runningHolder } from '../data-dir-lock.ts';
+import { ExitCode, exitCodes } from '../failure.ts';
+import { hostPrograms, missingPrograms } from '../host-packages.ts';
+import { addConfigOptions } from '../load-config.ts';
+import { table } from '../output.ts';
+import { type AddCommand, type Session, withJson } from '../session.ts';
+
+const run = promisify(execFile);
+
+export interface Finding {
+  what: string;
+  /** `fail`: Thaw does not start; `warn`: it starts, slower or less safe than it could. */
+  state: 'ok' | 'warn' | 'fail';
+  detail: string;
+}
+
+export const addDoctor: AddCommand = (program, session) => {
+  addConfigOptions(withJson(program.command('doctor')))
+    .description('say what this machine has and what Thaw would use; fails when Thaw could not start')
+    .option('--strict', 'warnings fail, too')
+    .action((options: { strict?: boolean }, command: Command) =>
+      doctor(session, command, options.strict ?? false),
+    );
+};
+
+async function doctor(session: Session, command: Command, strict: boolean): Promise<void> {
+  const output = session.output(command);
+  const { config } = await session.config(command);
+  const findings = [
+    await programs(),
+    await hypervisor(config),
+    await kvm(),
+    privileges(),
+    await disk(config),
+    memory(config),
+    await running(config),
+  ];
+  output.value({ findings });
+  const marks = { ok: '✓', warn: '!', fail: '✗' };
+  output.line(
+    table(
+      ['', 'WHAT', 'FOUND'],
+      findings.map(({ state, what, detail }) => [marks[state], what, detail]),
+    ),
+  );
+  const bad = findings.some(({ state }) => state === 'fail' || (strict && state === 'warn'));
+  if (bad) throw new ExitCode(exitCodes.failed);
+}
+
+async function programs(): Promise<Finding> {
+  const what = 'host programs';
+  const missing = await missingPrograms();
+  if (missing.length === 0) return { what, state: 'ok', detail: `all ${hostPrograms.length} are installed` };
+  const packages = [...new Set(missing.map(({ debianPackage }) => debianPackage))].join(' ');
+  return { what, state: 'fail', detail: `missing: apt-get install --no-install-recommends ${packages}` };
+}
+
+async function hypervisor({ hypervisor: asked, dataDir }: Config): Promise<Finding> {
+  const what = 'hypervisor';
+  if (asked === 'process')
+    return { what, state: 'warn', detail: 'process: guests are not isolated; tests only' };
+  const version = await run('qemu-system-x86_64', ['--version']).then(
+    ({ stdout }) => /version ([^\s(]+)/.exec(stdout)?.[1] ?? 'of an unknown version',
+    () => undefined,
+  );
+  if (version === undefined) return { what, state: 'fail', detail: 'QEMU is missing' };
+  const choice = await rememberedChoice(pathsOf(dataDir).hypervisorChoice);
+  if (choice === undefined)
+    return { what, state: 'ok', detail: `QEMU ${version}; whether KVM works is tried at the first start` };
+  const state = choice.accelerator === 'kvm' ? 'ok' : 'warn';
+  return { what, state, detail: `QEMU ${version}: ${choice.reason} (tried ${choice.decidedAt})` };
+}
+
+async function kvm(): Promise<Finding> {
+  const usable = await access('/dev/kvm', constants.R_OK | constants.W_OK).then(
+    () => true,
+    () => false,
+  );
+  const detail = usable
+    ? 'is there and may be opened (which proves nothing: see hypervisor)'
+    : 'is absent or closed to this user';
+  return { what: '/dev/kvm', state: usable ? 'ok' : 'warn', detail };
+}
+
+function privileges(): Finding {
+  const root = process.getuid?.() === 0;
+  const detail = root
+    ? 'root: every VMM gets a uid of its own, and no right to start anything'
+    : 'not root: all VMMs run as this user; a guest that breaks out of its VMM may touch the others';
+  return { what: 'privileges', state: root ? 'ok' : 'warn', detail };
+}
+
+async function disk({ dataDir, minFreeDiskMb }: Config): Promise<Finding> {
+  const facts = await statfs(dataDir).catch(() => statfs('/'));
+  const freeMb = Math.floor((facts.bavail * facts.bsize) / 1024 ** 2);
+  const state = freeMb < minFreeDiskMb ? 'fail' : 'ok';
+  return {
+    what: 'disk',
+    state,
+    detail: `${freeMb} MB free for ${dataDir}; at least ${minFreeDiskMb} are needed`,
+  };
+}
+
+function memory({ maxMemoryMb }: Config): Finding {
+  const mb = (bytes: number) => Math.floor(bytes / 1024 ** 2);
+  const limit = maxMemoryMb ?? Math.floor(mb(totalmem()) / 2);
+  const detail = `${mb(totalmem())} MB, ${mb(freemem())} free, ${limit} for guests; ${availableParallelism()} CPUs, Linux ${release()}`;
+  return { what: 'memory', state: limit < mb(totalmem()) ? 'ok' : 'warn', detail };
+}
+
+async function running({ dataDir }: Config): Promise<Finding> {
+  const holder = await runningHolder(pathsOf(dataDir).lock);
+  const what = 'running';
+  if (holder?.adminUrl === undefined)
+    return { what, state: 'ok', detail: 'no Thaw runs on this data directory' };
+  const answer = await fetch(`${holder.adminUrl}/readyz`, { signal: AbortSignal.timeout(5_000) }).catch(
+    () => undefined,
+  );
+  if (answer === undefined)
+    return { what, state: 'warn', detail: `process ${holder.pid} does not answer on ${holder.adminUrl}` };
+  const { ready, notes } = (await answer.json()) as { ready: boolean; notes: string[] };
+  const remarks = notes.length > 0 ? `: ${notes.join('; ')}` : '';
+  return {
+    what,
+    state: ready ? 'ok' : 'warn',
+    detail: `process ${holder.pid} on ${holder.url} is ${ready ? 'ready' : 'not ready'}${remarks}`,
+  };
+}

@@ -1,0 +1,95 @@
+// Owns what Thaw needs of the host beyond npm: programs, the Debian package of each, and why.
+// Refuses to own versions: what the distribution has is what is used.
+// Invariant: nothing is installed that is there already, and nothing without its reason having been said.
+import { spawn } from 'node:child_process';
+import { access, constants } from 'node:fs/promises';
+import { ThawError } from '../../shared/errors.ts';
+
+export interface HostProgram {
+  program: string;
+  debianPackage: string;
+  why: string;
+}
+
+export const hostPrograms: readonly HostProgram[] = [
+  { program: 'qemu-system-x86_64', debianPackage: 'qemu-system-x86', why: 'runs the microVMs' },
+  { program: 'qemu-img', debianPackage: 'qemu-utils', why: 'formats their disks' },
+  { program: 'redis-server', debianPackage: 'redis-server', why: 'keeps what is deployed' },
+  { program: 'mmdebstrap', debianPackage: 'mmdebstrap', why: 'makes the root file system of the guest' },
+  { program: 'mkfs.erofs', debianPackage: 'erofs-utils', why: 'packs it read-only' },
+  { program: 'mke2fs', debianPackage: 'e2fsprogs', why: 'formats the writable disk of the guest' },
+  { program: 'cpio', debianPackage: 'cpio', why: 'packs the initramfs' },
+  { program: 'strip', debianPackage: 'binutils', why: 'makes kernel modules small' },
+  { program: 'dpkg-deb', debianPackage: 'dpkg', why: 'unpacks the kernel' },
+];
+
+/** Programs may be where only root looks for them. */
+const searchPath = () => [...new Set([...(process.env.PATH ?? '').split(':'), '/usr/sbin', '/sbin'])];
+
+export async function missingPrograms(): Promise<HostProgram[]> {
+  const missing: HostProgram[] = [];
+  for (const needed of hostPrograms) if (!(await isInstalled(needed.program))) missing.push(needed);
+  return missing;
+}
+
+export async function isInstalled(program: string): Promise<boolean> {
+  for (const dir of searchPath()) {
+    const found = await access(`${dir}/${program}`, constants.X_OK).then(
+      () => true,
+      () => false,
+    );
+    if (found) return true;
+  }
+  return false;
+}
+
+/** @throws ThawError `missing-package` with the command to run, where this user may not install. */
+export async function installPackages(
+  missing: readonly HostProgram[],
+  onLine: (line: string) => void,
+): Promise<void> {
+  const packages = [...new Set(missing.map(({ debianPackage }) => debianPackage))];
+  const command = `apt-get install --no-install-recommends ${packages.join(' ')}`;
+  const asRoot = await rootPrefix();
+  if (asRoot === undefined || !(await isInstalled('apt-get')))
+    throw new ThawError('missing-package', `missing on this machine; run as root: ${command}`);
+  const run = (args: string[]) => runToEnd([...asRoot, 'apt-get', ...args], onLine);
+  await run(['update', '-q']);
+  const failure = await run(['install', '-q', '-y', '--no-install-recommends', ...packages]).catch(
+    (error: Error) => error,
+  );
+  if (failure) throw new ThawError('missing-package', `${failure.message}; run as root: ${command}`);
+}
+
+/** Debian starts some services when they are installed; Thaw wants their programs only. */
+const withoutServices = { DEBIAN_FRONTEND: 'noninteractive', RUNLEVEL: '1' };
+
+async function rootPrefix(): Promise<string[] | undefined> {
+  if (process.getuid?.() === 0) return [];
+  if (!(await isInstalled('sudo'))) return undefined;
+  // -n: a password prompt in the middle of a start would look like a hang.
+  const allowed = await runToEnd(['sudo', '-n', 'true'], () => {}).then(
+    () => true,
+    () => false,
+  );
+  return allowed ? ['sudo', '-n', '--preserve-env=DEBIAN_FRONTEND,RUNLEVEL'] : undefined;
+}
+
+async function runToEnd(argv: string[], onLine: (line: string) => void): Promise<void> {
+  const child = spawn(argv[0]!, argv.slice(1), {
+    stdio: ['ignore', 'pipe', 'pipe'],
+    env: { ...process.env, ...withoutServices },
+  });
+  let tail = '';
+  for (const stream of [child.stdout, child.stderr])
+    stream.setEncoding('utf8').on('data', (text: string) => {
+      tail = (tail + text).slice(-2_000);
+      onLine(text.trimEnd().split('\n').at(-1) ?? '');
+    });
+  const exitCode = await new Promise<number | null>((resolve, reject) => {
+    child.once('error', reject);
+    child.once('close', resolve);
+  });
+  if (exitCode !== 0)
+    throw new Error(`${argv.join(' ')} failed: ${tail.trim().split('\n').slice(-3).join(' ')}`);
+}
