@@ -37,13 +37,13 @@ export function parseArguments(benchmark: Benchmark, args: string[]): Arguments 
     throw new UsageError((error as Error).message);
   }
   const values = Object.fromEntries(
-    Object.entries(own).map(([name, option]) => [name, valueOf(name, option, parsed[name] as string)]),
+    Object.entries(own).map(([name, option]) => [name, optionValue(name, option, parsed[name] as string)]),
   );
   const { json, check, help } = parsed as { json?: string; check: boolean; help: boolean };
   return { help, check, jsonPath: json, values };
 }
 
-function valueOf(name: string, option: Option, given: string | undefined): number | string {
+function optionValue(name: string, option: Option, given: string | undefined): number | string {
   if (given === undefined || typeof option.default === 'string') return given ?? option.default;
   if (!/^[1-9][0-9]{0,8}$/.test(given))
     throw new UsageError(`--${name}: expected a positive whole number, got ${given}`);

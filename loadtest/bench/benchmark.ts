@@ -22,7 +22,7 @@ export interface Benchmark {
 /** What one run is given. */
 export interface Bench {
   n: number;
-  /** @throws Error when the benchmark declares no such option of this kind. */
+  /** @throws Error when the benchmark declares no such option. */
   number(option: string): number;
   text(option: string): string;
   /** Says what is under way, with the time since the start. */
@@ -41,7 +41,7 @@ export interface Outcome {
   metrics: Metric[];
 }
 
-export type Unit = 'ms' | 'ratio' | 'per second' | 'count' | 'MB' | 'fraction';
+export type Unit = 'ms' | 'ratio' | 'per second' | 'count' | 'bytes' | 'MB' | 'fraction';
 
 export interface Metric {
   /** As in the fixed interfaces: `restoreMs.p50`. */

@@ -51,20 +51,20 @@ async function run(benchmark: Benchmark, given: Arguments): Promise<number> {
 
 function benchOf(given: Arguments, cleanup: Cleanup): Bench {
   const startMs = performance.now();
-  const valueOf = (option: string, kind: 'number' | 'string') => {
-    const value = given.values[option];
-    // biome-ignore lint/suspicious/useValidTypeof: both kinds are names of types
-    if (typeof value !== kind) throw new Error(`no option ${option} is declared`);
-    return value;
-  };
   return {
     n: given.values.n as number,
-    number: (option) => valueOf(option, 'number') as number,
-    text: (option) => valueOf(option, 'string') as string,
+    number: (option) => Number(declared(given, option)),
+    text: (option) => String(declared(given, option)),
     progress: (what) =>
       console.error(`${((performance.now() - startMs) / 1000).toFixed(1).padStart(6)} s  ${what}`),
     cleanup,
   };
+}
+
+function declared(given: Arguments, option: string): number | string {
+  const value = given.values[option];
+  if (value === undefined) throw new Error(`the benchmark declares no option ${option}`);
+  return value;
 }
 
 async function undo(cleanup: Cleanup): Promise<void> {

@@ -29,11 +29,18 @@ export interface VmWorld {
   close(): Promise<void>;
 }
 
-export async function openVmWorld(): Promise<VmWorld> {
+export interface VmWorldOptions {
+  /** Another driver than QEMU under emulation, which runs everywhere. */
+  chooseHypervisor?: (image: GuestImage, paths: Paths) => Promise<Hypervisor>;
+}
+
+export async function openVmWorld(options: VmWorldOptions = {}): Promise<VmWorld> {
   const dataDir = await mkdtemp(join(tmpdir(), 'thaw-vm-'));
   const paths = pathsOf(dataDir);
   const image = await ensureImage();
-  const hypervisor = createQemuHypervisor({ accelerator: 'tcg', log: silentLog });
+  const hypervisor =
+    (await options.chooseHypervisor?.(image, paths)) ??
+    createQemuHypervisor({ accelerator: 'tcg', log: silentLog });
   const parts = { hypervisor, image, paths, log: silentLog };
   const builder = new LocalSnapshotBuilder(parts);
   const factory = new LocalVmFactory(parts);

@@ -1,0 +1,79 @@
+// Owns what one more idle clone costs in memory: the VMM's proportional set size, the page file's pages that clones
+// share counted once over all of them.
+// Invariant: a clone is idle when its figure has stopped changing, not when some time has passed.
+import { readFile } from 'node:fs/promises';
+import { setTimeout as delay } from 'node:timers/promises';
+import type { Vm } from '../../../pool/vm.ts';
+import { acceleratorOption, type BenchWorld, buildHello, openBenchWorld } from '../bench-world.ts';
+import type { Bench, Benchmark, Metric, Outcome } from '../benchmark.ts';
+import { median } from '../percentile.ts';
+
+const counts = [8, 32];
+/** By hand a clone cost 39 MB, of which 33 were QEMU's own. */
+const goalBytes = 45_000_000;
+const steadyFraction = 0.005;
+const settleTimeoutMs = 30_000;
+
+export const density: Benchmark = {
+  name: 'density',
+  summary: 'memory of an idle clone (PSS of its VMM), at 8 and at 32 clones',
+  n: { default: 32, description: 'clones at most; fewer than 32 leaves that row out' },
+  options: {
+    ...acceleratorOption,
+    'memory-mb': { default: 256, description: 'guest memory' },
+  },
+  run,
+};
+
+async function run(bench: Bench): Promise<Outcome> {
+  const world = await openBenchWorld(bench);
+  bench.progress('building the function');
+  const snapshotId = await buildHello(world, bench.number('memory-mb'));
+  const vms: Vm[] = [];
+  const metrics: Metric[] = [];
+  for (const count of counts.filter((each) => each <= bench.n)) {
+    bench.progress(`restoring up to ${count} clones`);
+    while (vms.length < count) vms.push(await world.restore(snapshotId));
+    metrics.push(...(await costAt(world, vms)));
+  }
+  if (metrics.length === 0) throw new Error(`--n: expected at least ${counts[0]}`);
+  return { n: vms.length, ...world.facts, metrics };
+}
+
+async function costAt(world: BenchWorld, vms: Vm[]): Promise<Metric[]> {
+  const samples = await settled(vms);
+  const n = vms.length;
+  const row = (key: string, value: number): Metric => ({ key: `${key}.${n}`, value, unit: 'MB', n });
+  const pssBytes = median(samples.map(({ pssBytes }) => pssBytes));
+  const goal = n === counts[0] && world.hypervisor.name === 'qemu' ? { goal: { max: goalBytes } } : {};
+  return [
+    { key: `pssBytesPerClone.${n}`, value: pssBytes, unit: 'bytes', n, ...goal },
+    row('anonymousMb', median(samples.map(({ anonymousBytes }) => anonymousBytes)) / 1e6),
+    row('sumOfPssMb', samples.reduce((sum, sample) => sum + sample.pssBytes, 0) / 1e6),
+  ];
+}
+
+interface Memory {
+  pssBytes: number;
+  anonymousBytes: number;
+}
+
+/** Reads until two readings, a second apart, agree: what a restore left running has ended then. */
+async function settled(vms: Vm[]): Promise<Memory[]> {
+  const deadlineMs = performance.now() + settleTimeoutMs;
+  let before = Number.POSITIVE_INFINITY;
+  for (;;) {
+    const samples = await Promise.all(vms.map(({ pid }) => memoryOf(pid)));
+    const total = samples.reduce((sum, { pssBytes }) => sum + pssBytes, 0);
+    if (Math.abs(total - before) / total < steadyFraction) return samples;
+    if (performance.now() > deadlineMs) throw new Error('the clones did not come to rest');
+    before = total;
+    await delay(1_000);
+  }
+}
+
+async function memoryOf(pid: number): Promise<Memory> {
+  const rollup = await readFile(`/proc/${pid}/smaps_rollup`, 'utf8');
+  const bytes = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, 'm').exec(rollup)?.[1]) * 1024;
+  return { pssBytes: bytes('Pss'), anonymousBytes: bytes('Anonymous') };
+}
