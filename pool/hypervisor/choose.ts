@@ -96,11 +96,13 @@ async function trialBoot(options: ChooseOptions): Promise<string> {
     const shape = { memoryMb: 256, vcpus: 1 };
     const machine = await hypervisor.boot({ vmId, shape, image, runDir, pagesPath: join(runDir, 'pages') });
     cleanup.defer('trial machine', () => machine.destroy());
-    const died = machine.exited.then((exit) => {
-      throw new Error(`QEMU ended: ${exit.stderrTail.trim().split('\n').at(-1) ?? exit.exitCode}`);
-    });
     const control = new ControlClient(await machine.openControl());
-    await Promise.race([handshake(control, vmId, '', trialTimeoutMs), died]);
+    // A QEMU that ends closes the channel first: its own words say more than that.
+    await handshake(control, vmId, '', trialTimeoutMs).catch(async (error: Error) => {
+      await machine.destroy();
+      const { stderrTail } = await machine.exited;
+      throw new Error(stderrTail.trim().split('\n').at(-1) || error.message);
+    });
     return 'booted';
   } catch (error) {
     return `the guest kernel did not boot under KVM (${(error as Error).message})`;
