@@ -130,9 +130,5 @@ async function spawnEager(world: BenchWorld, snapshot: EagerSnapshot, diskPath: 
   });
   const memory = args.findIndex((arg) => arg.startsWith('memory-backend-file,'));
   args[memory] = `memory-backend-ram,id=ram0,size=${shape.memoryMb}M`;
-  // Unlike Thaw's device state the stream has a configuration section.
-  const kept = args.filter((arg, index) => !noConfiguration(arg) && !noConfiguration(args[index + 1]));
-  return startChild('qemu-system-x86_64', kept, { extraStdio: ['pipe', 'pipe', stream.fd] });
+  return startChild('qemu-system-x86_64', args, { extraStdio: ['pipe', 'pipe', stream.fd] });
 }
-
-const noConfiguration = (arg: string | undefined) => arg === 'migration.send-configuration=off';
