@@ -5,7 +5,7 @@ import { once } from 'node:events';
 import { createReadStream } from 'node:fs';
 import { lstat, opendir, readFile, readlink } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
-import type { Readable, Writable } from 'node:stream';
+import { Readable, type Writable } from 'node:stream';
 import { pack } from 'tar-stream';
 import { ThawError } from '../../shared/errors.ts';
 import { parseFunctionManifest } from '../../shared/function-manifest.ts';
@@ -106,7 +106,8 @@ function archiveOf(entries: Entry[]): Readable {
     archive.finalize();
   };
   fill().catch((error: Error) => archive.destroy(error));
-  return archive as unknown as Readable;
+  // tar-stream's streams are of another make: those who read this expect Node's.
+  return Readable.from(archive, { objectMode: false });
 }
 
 async function add(archive: ReturnType<typeof pack>, entry: Entry): Promise<void> {

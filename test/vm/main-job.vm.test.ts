@@ -324,13 +324,15 @@ describe('the main job in real VMs', () => {
     assert.match(await slow, /data: 2/);
     assert.deepEqual(await vmmPidsOf(dataDir), []);
     const startedAtMs = performance.now();
-    thaw = await startThaw(dataDir);
+    thaw = await startThaw(dataDir, ['--deploy', exampleDir]);
     const elapsedMs = performance.now() - startedAtMs;
     assert.deepEqual(await (await fetch(`${thaw.url}/fn/node-one/again`)).json(), {
       version: 1,
       path: '/again',
     });
     assert.equal(await (await fetch(`${thaw.url}/fn/python-one/x`)).text(), 'python /x');
+    const hello = (await (await thaw.call('/v1/functions/hello')).json()) as { currentVersion: number };
+    assert.equal(hello.currentVersion, 1, 'the same content was deployed again');
     assert.ok(elapsedMs < 20_000, `the second start took ${elapsedMs} ms`);
   });
 

@@ -33,7 +33,7 @@ const value = (text: string): string => text.replaceAll(',', ',,');
 
 export function qemuArgs(command: QemuCommand): string[] {
   const { shape, image } = command;
-  const accel = command.accelerator === 'tcg' ? 'tcg,tb-size=24' : 'kvm';
+  const accel = command.accelerator === 'tcg' ? 'tcg,tb-size=64' : 'kvm';
   const serial = command.serialLogPath ? `file,id=ser0,path=${value(command.serialLogPath)}` : 'null,id=ser0';
   return [
     ['-nodefaults', '-no-user-config', '-no-reboot'],
