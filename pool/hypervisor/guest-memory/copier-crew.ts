@@ -44,8 +44,13 @@ class Copier {
     });
   }
 
-  end(): void {
-    void this.#worker.terminate();
+  /** Resolves when it touches nothing any more. */
+  async end(): Promise<void> {
+    await this.#worker.terminate();
+  }
+
+  get busy(): boolean {
+    return this.#pending.size > 0;
   }
 
   #settle(reply: CopierReply): void {
@@ -130,8 +135,13 @@ export class CopierCrew {
     );
   }
 
-  end(): void {
-    for (const copier of this.#copiers) copier.end();
+  /** Stops work that its caller gave up: after this the descriptors it used may be closed. */
+  async abandon(): Promise<void> {
+    await Promise.all(this.#copiers.map((copier) => (copier.busy ? copier.end() : undefined)));
+  }
+
+  async end(): Promise<void> {
+    await Promise.all(this.#copiers.map((copier) => copier.end()));
   }
 }
 
@@ -159,7 +169,7 @@ export async function leaseCrew(): Promise<AsyncDisposable & { crew: CopierCrew 
     crew,
     async [Symbol.asyncDispose]() {
       if (crew.worthKeeping && idle.length === 0) idle.push(crew);
-      else crew.end();
+      else await crew.end();
       const next = waiting.shift();
       if (next) next();
       else leased -= 1;

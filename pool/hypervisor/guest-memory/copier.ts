@@ -157,8 +157,12 @@ function readFully(fd: number, at: number, sizeBytes: number, position: number):
 }
 
 function writeFully(fd: number, at: number, sizeBytes: number, position: number): void {
-  for (let done = 0; done < sizeBytes; )
-    done += writeSync(fd, bytes, at + done, sizeBytes - done, position + done);
+  for (let done = 0; done < sizeBytes; ) {
+    const writtenBytes = writeSync(fd, bytes, at + done, sizeBytes - done, position + done);
+    if (writtenBytes === 0)
+      throw new Error(`nothing takes bytes at ${position + done}: the process has ended`);
+    done += writtenBytes;
+  }
 }
 
 function perform(work: CopierWork): number | Float64Array<ArrayBuffer> {

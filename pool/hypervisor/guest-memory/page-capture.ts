@@ -94,8 +94,9 @@ export class PageCapture implements AsyncDisposable {
     return { path, runs: pageRunsOf(this.#runs) };
   }
 
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.#resources.disposeAsync();
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#crew.abandon();
+    await this.#resources.disposeAsync();
   }
 }
 
