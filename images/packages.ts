@@ -44,6 +44,9 @@ export const kernelModules: readonly string[] = [
   'drivers/net/net_failover',
   'drivers/net/virtio_net',
   'drivers/char/virtio_console',
+  // A clone ends the connections that its memory holds and its network does not.
+  'net/ipv4/inet_diag',
+  'net/ipv4/tcp_diag',
 ];
 
 /** Host programs that build the image, with the Debian package that carries each. */

@@ -23,7 +23,7 @@ export const functionErrorHeader = 'x-thaw-error';
 export interface RestoreRequest {
   id: number;
   op: 'restore';
-  /** Fresh for every VM; the agent serves nothing until it has one that follows its last `seal`. */
+  /** Fresh for every VM; the agent serves nothing until it has one that follows its last `seal` or `hold`. */
   generation: string;
   /** 64 random bytes, base64. */
   seed: string;
@@ -53,6 +53,24 @@ export interface SealRequest {
   nonce: string;
 }
 
+/**
+ * The VM is about to be captured and will go on afterwards: from the reply on the agent serves no new request, it lets
+ * them wait, and its memory is what a `seal` would have made it for whoever is restored from it. Answered by a plain
+ * `ok` reply. Requests and streams that were begun go on.
+ */
+export interface HoldRequest {
+  id: number;
+  op: 'hold';
+  nonce: string;
+}
+
+/** The capture is over and this is the VM that was captured, not a clone: it goes on as before the `hold` of this nonce. */
+export interface ProceedRequest {
+  id: number;
+  op: 'proceed';
+  nonce: string;
+}
+
 export interface HealthRequest {
   id: number;
   op: 'health';
@@ -62,7 +80,7 @@ export interface HealthRequest {
 export interface HealthReply {
   id: number;
   ok: true;
-  state: 'booted' | 'ready' | 'sealed';
+  state: 'booted' | 'ready' | 'held' | 'sealed';
   generation: string;
   uptimeMs: number;
 }
@@ -89,9 +107,14 @@ export interface RunnerExitEvent {
   signal: string | null;
 }
 
-export type ControlRequest = RestoreRequest | SealRequest | HealthRequest;
+export type ControlRequest = RestoreRequest | SealRequest | HoldRequest | ProceedRequest | HealthRequest;
 /** A request as the caller writes it; the control client adds the id. */
-export type ControlCommand = Omit<RestoreRequest, 'id'> | Omit<SealRequest, 'id'> | Omit<HealthRequest, 'id'>;
+export type ControlCommand =
+  | Omit<RestoreRequest, 'id'>
+  | Omit<SealRequest, 'id'>
+  | Omit<HoldRequest, 'id'>
+  | Omit<ProceedRequest, 'id'>
+  | Omit<HealthRequest, 'id'>;
 export type ControlEvent = LogEvent | RunnerExitEvent;
 
 // --- Internal HTTP routes on the agent's port, all with `x-thaw-secret`; the gateway never exposes them. ---
@@ -121,8 +144,10 @@ export type RunnerProgress =
 
 export interface SandboxInit {
   accessToken: string;
+  /** Added to those of the sandbox whose snapshot this VM came from; the same name: these win. */
   envVars: Record<string, string>;
   defaultUser: string;
+  /** Absent: that of the sandbox whose snapshot this VM came from, if it had one. */
   defaultWorkdir?: string;
 }
 

@@ -94,7 +94,12 @@ export async function restoreEagerly(world: BenchWorld, snapshot: EagerSnapshot)
   const diskPath = join(runDir, 'disk');
   await createOverlay(diskPath, capturedFilesIn(snapshot.record.dir).diskPath, 'qcow2');
   const child = await spawnEager(world, snapshot, diskPath);
-  const machine = new QemuMachine(vmId, child, { diskPath, devicesPath: join(runDir, 'devices') });
+  const machine = new QemuMachine(vmId, child, {
+    diskPath,
+    devicesPath: join(runDir, 'devices'),
+    pagesPath: 'none',
+    sharedMemory: true,
+  });
   cleanup.defer('machine', () => machine.destroy());
   await resumed(machine);
   const control = new ControlClient(await machine.openControl());
@@ -118,6 +123,7 @@ async function resumed(machine: QemuMachine): Promise<void> {
 
 async function spawnEager(world: BenchWorld, snapshot: EagerSnapshot, diskPath: string): Promise<Child> {
   await using stream = await open(snapshot.streamPath, 'r');
+  await using nowhere = await open('/dev/null', 'w');
   const { shape } = snapshot;
   const args = qemuArgs({
     accelerator: world.accelerator,
@@ -130,5 +136,5 @@ async function spawnEager(world: BenchWorld, snapshot: EagerSnapshot, diskPath: 
   });
   const memory = args.findIndex((arg) => arg.startsWith('memory-backend-file,'));
   args[memory] = `memory-backend-ram,id=ram0,size=${shape.memoryMb}M`;
-  return startChild('qemu-system-x86_64', args, { extraStdio: ['pipe', 'pipe', stream.fd] });
+  return startChild('qemu-system-x86_64', args, { extraStdio: ['pipe', 'pipe', stream.fd, nowhere.fd] });
 }

@@ -12,7 +12,8 @@ import { newVmId } from '../../shared/ids.ts';
 import { ControlClient } from '../guest/control-client.ts';
 import { handshake } from '../guest/handshake.ts';
 import { capturedFilesIn } from '../host/paths.ts';
-import type { GuestImage, Hypervisor, Machine } from './hypervisor.ts';
+import { describeCloneCaptures } from './conformance-clones.ts';
+import type { GuestImage, Hypervisor, Machine, PageDelta } from './hypervisor.ts';
 
 const shape = { memoryMb: 256, vcpus: 1 };
 const nonce = 'c0ffee00c0ffee00c0ffee00c0ffee00';
@@ -54,10 +55,11 @@ export function describeConformance(
       await mkdir(runDir);
       return runDir;
     };
-    const clone = async (memory: 'private' | 'shared' = 'private'): Promise<Running> => {
+    const clone = async (from = captured(), delta?: PageDelta): Promise<Running> => {
       const vmId = newVmId();
       const runDir = await runDirOf(vmId);
-      const machine = await hypervisor.restore({ vmId, shape, image, runDir, from: captured(), memory });
+      const given = { vmId, shape, image, runDir, from, memory: 'private' as const };
+      const machine = await hypervisor.restore(delta ? { ...given, delta } : given);
       machines.push(machine);
       return { machine, control: new ControlClient(await machine.openControl()), runDir };
     };
@@ -143,6 +145,16 @@ export function describeConformance(
         assert.ok(anonymousKb < (shape.memoryMb * 1024) / 4, `${anonymousKb} kB of guest memory were copied`);
       },
     );
+
+    describe('captures of running clones', needs(capabilities.capturesMemory, 'memory to capture'), () => {
+      describeCloneCaptures({
+        captured,
+        nonce,
+        path: (name) => join(dir, name),
+        clone,
+        digestOf: sha256,
+      });
+    });
 
     it('reports the death of its process', async () => {
       const { machine } = await clone();

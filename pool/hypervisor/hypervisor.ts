@@ -100,7 +100,7 @@ export interface RestoreRequest {
    * writes go into it, so that a later capture copies nothing (how a function version is built from a template).
    */
   memory: 'private' | 'shared';
-  /** Called as each stage ends, with its duration. Stages: disk, spawn, load, resume. */
+  /** Called as each stage ends, with its duration. Stages: disk, spawn, delta (where there is one), load, resume. */
   onStage?: (stage: string, elapsedMs: number) => void;
 }
 
@@ -137,9 +137,11 @@ export interface Machine {
   /**
    * Saves a running clone (memory `private`): device state, the pages it changed since its page file, its disk, all of
    * one instant; the pause lasts from `pause` to `resume`. A failure resumes the clone and leaves no file.
-   * @throws ThawError `hypervisor-failed` | `no-space` | `deadline-exceeded`.
+   * @throws ThawError `hypervisor-failed` | `no-space` | `deadline-exceeded`, and `conflict` while it is being captured.
    */
   captureClone(target: CloneCaptureTarget, options: CloneCaptureOptions): Promise<PageDelta>;
+  /** Lets a clone run on that `captureClone` left paused: what followed the capture failed. */
+  resume(): Promise<void>;
   /** Ends the VMM; safe in every state and more than once. Resolves when the process is gone. */
   destroy(): Promise<void>;
 }

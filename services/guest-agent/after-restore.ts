@@ -4,6 +4,7 @@
 import { createHash } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import type { RestoreRequest } from '../../shared/agent-protocol.ts';
+import { endInheritedConnections } from './inherited-connections.ts';
 import { reseedKernel, setWallClock } from './kernel-calls.ts';
 import { reseedOpenssl } from './native-library.ts';
 import type { ReseedServer } from './reseed-server.ts';
@@ -25,6 +26,7 @@ export async function afterRestore(
     reseedKernel(derive('kernel'));
     setWallClock(request.wallClockMs);
     setIdentity(request.hostname, request.machineId);
+    endInheritedConnections();
   }
   reseedOpenssl(derive('openssl'));
   await reseeds.reseedAll(derive('processes'), reseedTimeoutMs);

@@ -5,6 +5,15 @@ import { connect } from 'node:net';
 import { describe, it } from 'node:test';
 import { AgentFixture } from './agent-fixture.ts';
 
+/** A Connect message of a stream: flags, length, JSON. */
+function envelope(message: object): Uint8Array<ArrayBuffer> {
+  const json = Buffer.from(JSON.stringify(message));
+  const framed = new Uint8Array(5 + json.length);
+  new DataView(framed.buffer).setUint32(1, json.length);
+  framed.set(json, 5);
+  return framed;
+}
+
 describe('agent', () => {
   it('serves nothing but health until restored, and nothing again once sealed', async () => {
     await using agent = await AgentFixture.start('ready');
@@ -37,6 +46,49 @@ describe('agent', () => {
     assert.deepEqual([reply.ok, reply.nonce, reply.generation], [true, 'n1', 'second']);
     assert.equal((await agent.internal('POST', '/_thaw/init', '{}')).status, 401, 'the old secret');
     assert.equal((await agent.unary('process.Process/List', {})).status, 401, 'the old token');
+  });
+
+  it('lets new requests wait while it is held, and goes on with what it had', async () => {
+    await using agent = await AgentFixture.start();
+    const { origin } = agent;
+    const stream = await agent.fetch('/process.Process/Start', {
+      method: 'POST',
+      headers: { 'content-type': 'application/connect+json' },
+      body: envelope({ process: { cmd: '/bin/sh', args: ['-c', 'read line; echo "$line"'] }, tag: 'held' }),
+    });
+    assert.equal(stream.status, 200);
+    const { generation } = await agent.request({ op: 'health' });
+    assert.equal((await agent.request({ op: 'hold', nonce: 'n1' })).ok, true);
+    assert.equal((await agent.request({ op: 'hold', nonce: 'n2' })).ok, false, 'a second hold');
+    assert.deepEqual((await agent.request({ op: 'health' })).state, 'held');
+    let answered = false;
+    const input = { process: { tag: 'held' }, input: { stdin: Buffer.from('through\n').toString('base64') } };
+    const waiting = agent.unary('process.Process/SendInput', input).then((response) => {
+      answered = true;
+      return response;
+    });
+    // Longer than any answer takes: /health, asked later, is answered by the same server.
+    for (let count = 0; count < 20; count++) assert.equal((await fetch(`${origin}/health`)).status, 204);
+    assert.equal(answered, false);
+    assert.equal((await agent.request({ op: 'proceed', nonce: 'n2' })).ok, false, 'another capture');
+    assert.equal((await agent.request({ op: 'proceed', nonce: 'n1' })).ok, true);
+    assert.equal((await waiting).status, 200);
+    assert.match(await stream.text(), new RegExp(Buffer.from('through\n').toString('base64')));
+    assert.equal((await agent.request({ op: 'health' })).generation, generation);
+  });
+
+  it('serves nobody of before when a held copy of it is restored', async () => {
+    await using agent = await AgentFixture.start();
+    await agent.request({ op: 'hold', nonce: 'n1' });
+    const waiting = agent.unary('process.Process/List', {});
+    const refused = assert.rejects(waiting);
+    for (let count = 0; count < 20; count++) await fetch(`${agent.origin}/health`);
+    const reply = await agent.restore({ secret: 'another secret than before' });
+    assert.deepEqual([reply.ok, reply.nonce], [true, 'n1']);
+    await refused;
+    assert.equal((await agent.unary('process.Process/List', {})).status, 401, 'the old token');
+    assert.equal((await agent.internal('POST', '/_thaw/init', '{}')).status, 401, 'the old secret');
+    assert.equal((await agent.request({ op: 'proceed', nonce: 'n1' })).ok, false);
   });
 
   it('is booted at first and then refuses a seal', async () => {

@@ -26,7 +26,7 @@ export class ControlChannel {
   readonly #sink: ControlSink;
   #partial = '';
   #overlong = false;
-  // Restore and seal change the same state: one after the other. Health must answer while they run.
+  // All but health change the same state: one after the other. Health must answer while they run.
   #turn: Promise<unknown> = Promise.resolve();
 
   constructor(sink: ControlSink, handle: ControlHandler) {
@@ -95,6 +95,8 @@ const patterns: Record<string, Record<string, RegExp>> = {
     secret: /^.{16,256}$/,
   },
   seal: { nonce: /^.{1,128}$/ },
+  hold: { nonce: /^.{1,128}$/ },
+  proceed: { nonce: /^.{1,128}$/ },
   health: {},
 };
 

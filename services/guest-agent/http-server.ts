@@ -1,6 +1,6 @@
 // Owns the agent's HTTP door: which route, whether this VM may serve at all, and whether this caller may call.
 // Refuses to own what routes do (the services).
-// Invariant: outside state `ready` nothing but GET /health is served, and no route below runs without its credential.
+// Invariant: outside state `ready` nothing but GET /health is served (held: requests wait), and no route below runs without its credential.
 import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { type SandboxInit, secretHeader } from '../../shared/agent-protocol.ts';
@@ -72,6 +72,9 @@ async function route(parts: AgentParts, request: IncomingMessage, response: Serv
   const url = new URL(request.url ?? '/', 'http://agent');
   const target = `${request.method} ${url.pathname}`;
   if (target === 'GET /health') return void response.writeHead(204).end();
+  await parts.state.released;
+  // Its connection was inherited by a clone, and ended there.
+  if (request.socket.destroyed) return;
   if (parts.state.state !== 'ready')
     throw new ConnectError('unavailable', 'this VM has not been handed out yet');
   if (url.pathname.startsWith('/_thaw/')) return await routeInternal(parts, target, request, response);

@@ -57,10 +57,18 @@ async function control(agent: Agent, request: ControlRequest): Promise<ControlRe
     case 'restore': {
       state.check('restore');
       await afterRestore(request, settings, reseeds);
+      // Held: a clone of a VM that was serving. Those it served are its source's; requests that wait go with them.
+      if (state.state === 'held') agent.server.closeAllConnections();
       state.restored(request.generation, request.secret);
       const ports = { agent: agent.port, runner: runner.port };
       return { id, ok: true, generation: state.generation, nonce: state.nonce, ports };
     }
+    case 'hold':
+      state.held(request.nonce);
+      return { id, ok: true };
+    case 'proceed':
+      state.proceeded(request.nonce);
+      return { id, ok: true };
     case 'seal':
       state.sealed(request.nonce);
       reseeds.forget();

@@ -77,6 +77,8 @@ export class ProcessMachine implements Machine {
     throw new ThawError('not-implemented', 'a host process cannot be captured while it runs');
   }
 
+  async resume(): Promise<void> {}
+
   async destroy(): Promise<void> {
     await this.#end();
     this.control?.destroy();

@@ -8,6 +8,7 @@ import type { GuestImage, MachineShape } from '../hypervisor.ts';
 export const inherited = { qmp: 3, control: 4, devicesIn: 5, devicesOut: 6 } as const;
 /** QEMU has dropped its privileges when it captures: it writes to this inherited descriptor, not to a path. */
 export const devicesOutput = '/dev/fdset/1';
+export const devicesInput = `fd:${inherited.devicesIn}`;
 export const guestAddress = '10.0.2.15';
 export const machineType = 'pc,usb=off,vmport=off,hpet=off';
 export const cpuModel = 'max';
@@ -25,7 +26,8 @@ export interface QemuCommand {
   serialLogPath?: string;
   /** Numeric uid and gid QEMU drops to after opening its files; absent when Thaw is not root. */
   runAs?: number;
-  mode: 'boot' | 'restore';
+  /** `restore-later`: loads its state only when told, so that its memory can be changed before. */
+  mode: 'boot' | 'restore' | 'restore-later';
 }
 
 // A comma in a value would start the next suboption: QEMU's own escape is to double it.
@@ -62,9 +64,9 @@ export function qemuArgs(command: QemuCommand): string[] {
     ['-device', 'virtio-net-pci,netdev=n0,mac=52:54:00:12:34:56,romfile='],
     ['-device', 'virtio-serial-pci', '-chardev', `socket,id=ctl,fd=${inherited.control}`],
     ['-device', `virtserialport,chardev=ctl,name=${controlPortName}`],
-    command.sharedMemory ? ['-add-fd', `fd=${inherited.devicesOut},set=1`] : [],
+    ['-add-fd', `fd=${inherited.devicesOut},set=1`],
     command.runAs === undefined ? [] : ['-runas', `${command.runAs}:${command.runAs}`],
-    command.mode === 'boot' ? bootArgs(image) : restoreArgs,
+    command.mode === 'boot' ? bootArgs(image) : restoreArgs(command.mode),
   ].flat();
 }
 
@@ -81,10 +83,10 @@ const bootArgs = (image: GuestImage): string[] => [
 ];
 
 // The state comes from `xen-save-devices-state`, which writes no configuration section.
-const restoreArgs = [
+const restoreArgs = (mode: 'restore' | 'restore-later') => [
   '-S',
   '-incoming',
-  `fd:${inherited.devicesIn}`,
+  mode === 'restore' ? devicesInput : 'defer',
   '-global',
   'migration.send-configuration=off',
 ];

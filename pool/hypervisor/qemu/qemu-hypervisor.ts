@@ -6,10 +6,12 @@ import { open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { Cleanup } from '../../../shared/cleanup.ts';
+import { withDeadline } from '../../../shared/deadline.ts';
 import { ThawError } from '../../../shared/errors.ts';
 import type { Log } from '../../../shared/log.ts';
 import { type Child, startChild } from '../../host/child.ts';
 import { recordProcess } from '../../host/process-table.ts';
+import { pasteIntoProcess } from '../guest-memory/delta-paste.ts';
 import type {
   BootRequest,
   Capabilities,
@@ -17,9 +19,17 @@ import type {
   GuestImage,
   Hypervisor,
   Machine,
+  PageDelta,
   RestoreRequest,
 } from '../hypervisor.ts';
-import { type Accelerator, cpuModel, machineType, type QemuCommand, qemuArgs } from './command-line.ts';
+import {
+  type Accelerator,
+  cpuModel,
+  devicesInput,
+  machineType,
+  type QemuCommand,
+  qemuArgs,
+} from './command-line.ts';
 import { createOverlay } from './overlay.ts';
 import { QemuMachine } from './qemu-machine.ts';
 
@@ -28,6 +38,7 @@ const program = 'qemu-system-x86_64';
 /** Uids for VMMs when Thaw is root: above what distributions and container runtimes hand out. */
 const firstVmmUid = 0x6000_0000;
 const vmmUids = 0x1000_0000;
+const deltaTimeoutMs = 30_000;
 
 export interface QemuOptions {
   accelerator: Accelerator;
@@ -97,11 +108,16 @@ class QemuHypervisor implements Hypervisor {
     await createOverlay(diskPath, request.from.diskPath, 'qcow2');
     endStage('disk');
     const sharedMemory = request.memory === 'shared';
-    const command = { pagesPath: request.from.pagesPath, sharedMemory, diskPath, mode: 'restore' } as const;
-    const machine = await this.#start(request, command, request.from.devicesPath);
+    const { pagesPath, devicesPath } = request.from;
+    const mode = request.delta ? 'restore-later' : 'restore';
+    const machine = await this.#start(request, { pagesPath, sharedMemory, diskPath, mode }, devicesPath);
     endStage('spawn');
     try {
       signal?.throwIfAborted();
+      if (request.delta) {
+        await layDelta(machine, pagesPath, request.delta);
+        endStage('delta');
+      }
       const resumed = machine.qmp.event('RESUME');
       // `cont` while the state still loads is remembered by QEMU and takes effect when it has loaded.
       await Promise.all([resumed, machine.qmp.execute('cont')]);
@@ -129,7 +145,7 @@ class QemuHypervisor implements Hypervisor {
     };
     const devicesPath = join(request.runDir, 'devices');
     const devicesIn = await openFor(devicesInPath ?? '/dev/null', 'r');
-    const devicesOut = command.sharedMemory ? [await openFor(devicesPath, 'w')] : [];
+    const devicesOut = await openFor(devicesPath, 'w');
     const args = qemuArgs({
       ...command,
       accelerator: this.#options.accelerator,
@@ -137,10 +153,19 @@ class QemuHypervisor implements Hypervisor {
       image: request.image,
       ...(process.getuid?.() === 0 ? { runAs: vmmUidOf(request.vmId) } : {}),
     });
-    const child = await spawnQemu(args, ['pipe', 'pipe', devicesIn, ...devicesOut]);
+    const child = await spawnQemu(args, ['pipe', 'pipe', devicesIn, devicesOut]);
     await recordProcess(request.runDir, child.pid, program);
-    return new QemuMachine(request.vmId, child, { diskPath: command.diskPath, devicesPath });
+    const { diskPath, pagesPath, sharedMemory } = command;
+    return new QemuMachine(request.vmId, child, { diskPath, devicesPath, pagesPath, sharedMemory });
   }
+}
+
+/** Before the state: devices look into the guest's memory as they load. */
+async function layDelta(machine: QemuMachine, pagesPath: string, delta: PageDelta): Promise<void> {
+  // An answer means that the machine is made and its memory mapped.
+  await machine.qmp.execute('query-status');
+  await withDeadline('the changed pages', deltaTimeoutMs, pasteIntoProcess(machine.pid, pagesPath, delta));
+  await machine.qmp.execute('migrate-incoming', { uri: devicesInput });
 }
 
 async function spawnQemu(args: string[], extraStdio: ('pipe' | number)[]): Promise<Child> {

@@ -5,11 +5,25 @@ import type { Duplex } from 'node:stream';
 import { withDeadline } from '../../../shared/deadline.ts';
 import { ThawError } from '../../../shared/errors.ts';
 import type { Child } from '../../host/child.ts';
-import type { Address, CapturedFiles, Machine, MachineExit, PageDelta } from '../hypervisor.ts';
+import type {
+  Address,
+  CapturedFiles,
+  CloneCaptureOptions,
+  CloneCaptureTarget,
+  Machine,
+  MachineExit,
+  PageDelta,
+} from '../hypervisor.ts';
+import { captureClone } from './clone-capture.ts';
 import { devicesOutput, guestAddress, inherited } from './command-line.ts';
 import { Qmp } from './qmp.ts';
 
 const endTimeoutMs = 5_000;
+
+/** The files of one QEMU process: its memory, and where it writes its disk and, when captured, its device state. */
+export interface QemuFiles extends CapturedFiles {
+  sharedMemory: boolean;
+}
 
 export class QemuMachine implements Machine {
   readonly vmId: string;
@@ -17,12 +31,12 @@ export class QemuMachine implements Machine {
   readonly exited: Promise<MachineExit>;
   readonly qmp: Qmp;
   readonly #child: Child;
-  readonly #files: Omit<CapturedFiles, 'pagesPath'>;
+  readonly #files: QemuFiles;
   readonly #addresses = new Map<number, Promise<Address>>();
   #controlTaken = false;
+  #capturing = false;
 
-  /** @param files where this process writes its disk and, when captured, its device state. */
-  constructor(vmId: string, child: Child, files: Omit<CapturedFiles, 'pagesPath'>) {
+  constructor(vmId: string, child: Child, files: QemuFiles) {
     this.vmId = vmId;
     this.pid = child.pid;
     this.exited = child.exited;
@@ -82,8 +96,20 @@ export class QemuMachine implements Machine {
     });
   }
 
-  async captureClone(): Promise<PageDelta> {
-    throw new ThawError('not-implemented', 'capturing a running clone');
+  async captureClone(target: CloneCaptureTarget, options: CloneCaptureOptions): Promise<PageDelta> {
+    if (this.#files.sharedMemory)
+      throw new ThawError('conflict', 'this VM writes into its page file: it is captured in place');
+    if (this.#capturing) throw new ThawError('conflict', 'this VM is being captured');
+    this.#capturing = true;
+    try {
+      return await captureClone({ pid: this.pid, qmp: this.qmp, files: this.#files }, target, options);
+    } finally {
+      this.#capturing = false;
+    }
+  }
+
+  async resume(): Promise<void> {
+    await this.qmp.execute('cont');
   }
 
   async destroy(): Promise<void> {
