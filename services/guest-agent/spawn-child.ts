@@ -2,7 +2,7 @@
 // Refuses to own what its standard streams are (spawn-piped.ts, spawn-terminal.ts).
 // Invariant: a child has its account's user, group and supplementary groups, or none was started.
 import { type ChildProcess, spawn } from 'node:child_process';
-import { access, constants } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import type { Account } from './accounts.ts';
 
@@ -68,14 +68,13 @@ const setpriv = ({ uid, gid, groups }: Account): string[] => [
 /** @throws Error with a `code` when no program of the name can be executed. */
 async function findProgram({ argv, cwd, env }: ChildRequest): Promise<void> {
   const name = argv[0]!;
-  if (name.includes('/')) return await access(resolve(cwd, name), constants.X_OK);
-  for (const directory of (env.PATH ?? '').split(':')) {
-    const found = await access(join(directory || cwd, name), constants.X_OK).then(
-      () => true,
-      () => false,
-    );
-    if (found) return;
+  const found = (path: string) => stat(path).then((facts) => facts.isFile() && (facts.mode & 0o111) !== 0);
+  if (name.includes('/')) {
+    if (await found(resolve(cwd, name))) return;
+    throw Object.assign(new Error(`${name} is not executable`), { code: 'EACCES' });
   }
+  for (const directory of (env.PATH ?? '').split(':'))
+    if (await found(join(directory || cwd, name)).catch(() => false)) return;
   throw Object.assign(new Error(`no program ${name} in PATH`), { code: 'ENOENT' });
 }
 
