@@ -42,6 +42,8 @@ export class DirectoryWatch {
   readonly #directories = new Map<number, string>();
   /** Directories that were moved and not yet seen elsewhere in the tree. */
   readonly #movedAway = new Set<number>();
+  /** The name that each move's first half told of. */
+  readonly #moves = new Map<number, string>();
   /** Told of because a new directory already held them: the kernel may tell of them again. */
   readonly #announced = new Set<string>();
   #fault: ConnectError | undefined;
@@ -111,15 +113,32 @@ export class DirectoryWatch {
   }
 
   #follow(event: KernelEvent, name: string, into: WatchEvent[]): void {
-    if (event.mask & mask.movedFrom) this.#leave(name);
-    if (event.mask & mask.movedTo) this.#addTree(name);
     if (event.mask & mask.create) this.#addTree(name, into);
+    if (event.mask & mask.movedFrom) this.#leave(event.cookie, name);
+    if (event.mask & mask.movedTo) this.#arrive(event.cookie, name, into);
   }
 
-  #leave(name: string): void {
+  #leave(cookie: number, name: string): void {
+    this.#moves.set(cookie, name);
     for (const [watch, directory] of this.#directories)
       if (directory === name || directory.startsWith(`${name}/`)) this.#movedAway.add(watch);
     setTimeout(() => this.#forgetMoved(), moveMs).unref();
+  }
+
+  /** Only by the kernel's words: the directory may be elsewhere again by the time this is read. */
+  #arrive(cookie: number, name: string, into: WatchEvent[]): void {
+    const from = this.#moves.get(cookie);
+    if (from === undefined) return void this.#addTree(name);
+    let known = false;
+    for (const watch of this.#movedAway) {
+      const directory = this.#directories.get(watch)!;
+      if (directory !== from && !directory.startsWith(`${from}/`)) continue;
+      known ||= directory === from;
+      this.#directories.set(watch, name + directory.slice(from.length));
+      this.#movedAway.delete(watch);
+    }
+    // It was made and moved before it could be watched.
+    if (!known) this.#addTree(name, into);
   }
 
   #forgetMoved(): void {
@@ -128,6 +147,7 @@ export class DirectoryWatch {
       this.#directories.delete(watch);
     }
     this.#movedAway.clear();
+    this.#moves.clear();
   }
 
   #add(name: string, followLink = false): void {

@@ -104,6 +104,7 @@ export class RunningCommand {
   }
 
   #openInput(wanted: InputName): Writable {
+    if (this.exit !== undefined) throw notFound(this.pid);
     const { name, sink } = this.#program.input;
     if (name !== wanted)
       throw refused(
