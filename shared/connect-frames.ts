@@ -54,26 +54,43 @@ export interface Frame {
 /** Cuts a byte stream into frames. */
 export class FrameDecoder {
   readonly #maxFrameBytes: number;
-  #held: Buffer = Buffer.alloc(0);
+  #held: Buffer[] = [];
+  #heldBytes = 0;
+  /** Below this many bytes there is nothing to decode: chunks are only collected. */
+  #neededBytes = headerBytes;
 
   constructor(maxFrameBytes: number) {
     this.#maxFrameBytes = maxFrameBytes;
   }
 
+  /** Bytes of a frame whose rest has not come: not 0 at the end of a stream means that it was cut off. */
+  get heldBytes(): number {
+    return this.#heldBytes;
+  }
+
   /** @throws ConnectError `resource_exhausted` for a frame over the limit, `unimplemented` for a compressed one, `invalid_argument` for bad JSON. */
   push(chunk: Buffer): Frame[] {
-    this.#held = this.#held.length === 0 ? chunk : Buffer.concat([this.#held, chunk]);
+    this.#held.push(chunk);
+    this.#heldBytes += chunk.length;
+    if (this.#heldBytes < this.#neededBytes) return [];
+    let rest = this.#held.length === 1 ? chunk : Buffer.concat(this.#held);
     const frames: Frame[] = [];
-    while (this.#held.length >= headerBytes) {
-      const flag = this.#held.readUInt8(0);
-      const endsAt = headerBytes + this.#held.readUInt32BE(1);
+    this.#neededBytes = headerBytes;
+    while (rest.length >= headerBytes) {
+      const flag = rest.readUInt8(0);
+      const endsAt = headerBytes + rest.readUInt32BE(1);
       if ((flag & compressedFlag) !== 0) throw new ConnectError('unimplemented', 'compressed frames');
       if (endsAt > this.#maxFrameBytes)
         throw new ConnectError('resource_exhausted', `a frame may have ${this.#maxFrameBytes} bytes`);
-      if (this.#held.length < endsAt) break;
-      frames.push({ flag, message: parseJson(this.#held.subarray(headerBytes, endsAt)) });
-      this.#held = this.#held.subarray(endsAt);
+      if (rest.length < endsAt) {
+        this.#neededBytes = endsAt;
+        break;
+      }
+      frames.push({ flag, message: parseJson(rest.subarray(headerBytes, endsAt)) });
+      rest = rest.subarray(endsAt);
     }
+    this.#held = rest.length === 0 ? [] : [rest];
+    this.#heldBytes = rest.length;
     return frames;
   }
 }

@@ -3,11 +3,12 @@
 import assert from 'node:assert/strict';
 import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import type { Sandbox } from 'e2b';
 import {
   type ControlEvent,
   type RestoreReply,
@@ -15,9 +16,20 @@ import {
   type RunnerSpec,
   secretHeader,
 } from '../../shared/agent-protocol.ts';
+import { encodeFrame, endFlag, type Frame, FrameDecoder } from '../../shared/connect-frames.ts';
 import { withDeadline } from '../../shared/deadline.ts';
 
 const deadlineMs = 20_000;
+
+// biome-ignore lint/suspicious/noExplicitAny: a message of any service, whose fields the tests name
+export type StreamMessage = any;
+
+export interface StreamResult {
+  frames: Frame[];
+  messages: StreamMessage[];
+  /** The last frame's message; undefined when the reader left before. */
+  end: { error?: { code: string; message: string } } | undefined;
+}
 
 export class AgentFixture {
   readonly rootDir: string;
@@ -143,6 +155,61 @@ export class AgentFixture {
       body: JSON.stringify(message),
     });
     return { status: response.status, body: (await response.json()) as Record<string, never> };
+  }
+
+  /** Sends one message and reads the answers to their end, or until `stop` says so of one: then the connection closes. */
+  async stream(
+    method: string,
+    message: object,
+    headers: Record<string, string> = {},
+    stop: (message: StreamMessage) => boolean | Promise<boolean> = () => false,
+  ): Promise<StreamResult> {
+    return await this.streamBytes(method, encodeFrame(message), headers, stop);
+  }
+
+  async streamBytes(
+    method: string,
+    body: NonNullable<RequestInit['body']>,
+    headers: Record<string, string> = {},
+    stop: (message: StreamMessage) => boolean | Promise<boolean> = () => false,
+  ): Promise<StreamResult> {
+    const response = await this.fetch(`/${method}`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/connect+json', 'connect-protocol-version': '1', ...headers },
+      body,
+      duplex: 'half',
+    } as RequestInit);
+    assert.equal(response.status, 200);
+    assert.equal(response.headers.get('content-type'), 'application/connect+json');
+    const decoder = new FrameDecoder(2 ** 24);
+    const result: StreamResult = { frames: [], messages: [], end: undefined };
+    for await (const chunk of response.body!)
+      for (const frame of decoder.push(Buffer.from(chunk))) {
+        result.frames.push(frame);
+        if (frame.flag === endFlag) result.end = frame.message as StreamResult['end'];
+        else result.messages.push(frame.message);
+        // Leaving the loop closes the connection.
+        if (frame.flag !== endFlag && (await stop(frame.message))) return result;
+      }
+    return result;
+  }
+
+  /** The unmodified client, speaking straight to this agent. */
+  async client(over: Record<string, unknown> = {}): Promise<Sandbox> {
+    const { Sandbox } = await import('e2b');
+    return new Sandbox({
+      sandboxId: 'itest',
+      envdVersion: '0.6.4',
+      envdAccessToken: this.accessToken,
+      sandboxUrl: this.origin,
+      apiKey: `e2b_${'0'.repeat(40)}`,
+      ...over,
+    } as never);
+  }
+
+  async memoryMb(field: 'VmRSS' | 'VmHWM'): Promise<number> {
+    const status = await readFile(`/proc/${this.pid}/status`, 'utf8');
+    return Number(new RegExp(`${field}:\\s+(\\d+)`).exec(status)![1]) / 1024;
   }
 
   /** Resolves when `condition` holds for what has arrived. */

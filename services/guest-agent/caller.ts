@@ -23,11 +23,20 @@ export function callerOf(settings: Settings, sandbox: SandboxInit, userName: str
   return { account, accounts, workdir: sandbox.defaultWorkdir || account.home };
 }
 
-/** `~` is the home, relative paths start in the working directory. */
+/** The kernel's PATH_MAX. */
+const maxPathBytes = 4096;
+
+/**
+ * `~` is the home, relative paths start in the working directory.
+ * @throws ConnectError `invalid_argument` for what no path of the kernel can be.
+ */
 export function guestPath(caller: Caller, path: string): string {
+  if (path.includes('\0')) throw new ConnectError('invalid_argument', 'a path must not hold a NUL');
+  if (Buffer.byteLength(path) >= maxPathBytes)
+    throw new ConnectError('invalid_argument', `a path must be shorter than ${maxPathBytes} bytes`);
   if (path === '~' || path.startsWith('~/')) return join(caller.account.home, path.slice(1));
   if (path.startsWith('~'))
-    throw new ConnectError('invalid_argument', `${path}: only ~ and ~/ can be expanded`);
+    throw new ConnectError('invalid_argument', `${path.slice(0, 64)}: only ~ and ~/ can be expanded`);
   return isAbsolute(path) ? resolve(path) : resolve(caller.workdir, path);
 }
 

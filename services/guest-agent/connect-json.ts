@@ -1,4 +1,4 @@
-// Owns the server's side of the Connect protocol in JSON: unary answers, server streams with keepalives.
+// Owns the server's side of the Connect protocol in JSON: unary answers, server streams with keepalives, client streams.
 // Refuses to own methods (the services) and authorisation (access.ts). docs/decisions/0002 says why it is not a library.
 // Invariant: every stream ends with an end frame while the client is there; a body is never larger than its limit.
 import type { IncomingMessage, ServerResponse } from 'node:http';
@@ -11,6 +11,7 @@ import {
 } from '../../shared/connect-frames.ts';
 
 const maxRequestBytes = 8 * 1024 * 1024;
+const streamType = 'application/connect+json';
 const defaultKeepaliveMs = 90_000;
 const maxTimerMs = 2 ** 31 - 1;
 
@@ -61,21 +62,50 @@ export async function serveUnary(
 ): Promise<void> {
   try {
     requireType(request, 'application/json');
-    sendJson(response, 200, await method(parseMessage(await readBody(request))));
+    const answer = async () => method(parseMessage(await readBody(request)));
+    sendJson(response, 200, await withinTimeout(request, answer()));
   } catch (error) {
     const failure = asConnectError(error);
     sendJson(response, connectStatus[failure.code], errorJson(failure));
   }
 }
 
+/** Milliseconds the client grants the call, 0 when it set no limit. */
+function grantedMs(request: IncomingMessage): number {
+  const timeoutMs = Number(request.headers['connect-timeout-ms']);
+  return timeoutMs > 0 ? Math.min(timeoutMs, maxTimerMs) : 0;
+}
+
+/** @throws ConnectError `deadline_exceeded` when the client would not wait for the answer any longer. */
+async function withinTimeout<T>(request: IncomingMessage, answer: Promise<T>): Promise<T> {
+  const timeoutMs = grantedMs(request);
+  if (timeoutMs === 0) return await answer;
+  let timer: NodeJS.Timeout | undefined;
+  const overdue = new Promise<never>((_, reject) => {
+    const late = () => reject(new ConnectError('deadline_exceeded', `no answer within ${timeoutMs} ms`));
+    timer = setTimeout(late, timeoutMs);
+  });
+  try {
+    return await Promise.race([answer, overdue]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 export function sendJson(response: ServerResponse, status: number, value: unknown): void {
   if (response.headersSent || response.destroyed) return;
+  if (status >= 400) leaveRest(response);
   const text = JSON.stringify(value);
   response.writeHead(status, {
     'content-type': 'application/json',
     'content-length': Buffer.byteLength(text),
   });
   response.end(text);
+}
+
+/** An answer before the request's end: what is still to come is not read, which only closing tells the client. */
+function leaveRest(response: ServerResponse): void {
+  if (!response.req.complete) response.shouldKeepAlive = false;
 }
 
 export async function serveStream(
@@ -85,13 +115,43 @@ export async function serveStream(
 ): Promise<void> {
   const stream = new ServerStream(request, response);
   try {
-    requireType(request, 'application/connect+json');
-    const frames = new FrameDecoder(maxRequestBytes).push(await readBody(request));
-    if (frames.length !== 1) throw new ConnectError('invalid_argument', 'expected one request message');
-    await method(asMessage(frames[0]!.message), stream);
+    requireType(request, streamType);
+    const messages: Message[] = [];
+    for await (const message of readMessages(request))
+      if (messages.push(message) > 1)
+        throw new ConnectError('invalid_argument', 'more than one request message');
+    if (messages.length === 0) throw new ConnectError('invalid_argument', 'expected a request message');
+    await method(messages[0]!, stream);
   } catch (error) {
     stream.end(asConnectError(error));
   }
+}
+
+/** A stream of messages from the client, one message back when it has ended. */
+export async function serveClientStream(
+  request: IncomingMessage,
+  response: ServerResponse,
+  method: (messages: AsyncIterable<Message>) => Promise<object>,
+): Promise<void> {
+  const stream = new ServerStream(request, response);
+  try {
+    requireType(request, streamType);
+    stream.send(await withinTimeout(request, method(readMessages(request))));
+    stream.end();
+  } catch (error) {
+    stream.end(asConnectError(error));
+  }
+}
+
+/** The messages of a request as they arrive. */
+async function* readMessages(request: IncomingMessage): AsyncGenerator<Message> {
+  const decoder = new FrameDecoder(maxRequestBytes);
+  for await (const chunk of request as AsyncIterable<Buffer>)
+    for (const { flag, message } of decoder.push(chunk)) {
+      if (flag !== 0) throw new ConnectError('invalid_argument', `unknown frame flags ${flag}`);
+      yield asMessage(message);
+    }
+  if (decoder.heldBytes > 0) throw new ConnectError('invalid_argument', 'the last message is cut off');
 }
 
 function requireType(request: IncomingMessage, type: string): void {
@@ -105,6 +165,7 @@ export class ServerStream {
   readonly #keepaliveMs: number;
   #keepalive: NodeJS.Timeout | undefined;
   #ended = false;
+  #wake: () => void = () => {};
   /** Milliseconds the client grants the call, 0 when it set no limit. */
   readonly timeoutMs: number;
   onDrain: () => void = () => {};
@@ -115,12 +176,15 @@ export class ServerStream {
     this.#response = response;
     const seconds = Number(request.headers['keepalive-ping-interval']);
     this.#keepaliveMs = seconds > 0 ? Math.min(seconds * 1000, maxTimerMs) : defaultKeepaliveMs;
-    const timeoutMs = Number(request.headers['connect-timeout-ms']);
-    this.timeoutMs = timeoutMs > 0 ? Math.min(timeoutMs, maxTimerMs) : 0;
-    response.on('drain', () => this.onDrain());
+    this.timeoutMs = grantedMs(request);
+    response.on('drain', () => {
+      this.#wake();
+      this.onDrain();
+    });
     response.once('close', () => {
       clearInterval(this.#keepalive);
       this.#ended = true;
+      this.#wake();
       this.onGone();
     });
   }
@@ -142,8 +206,17 @@ export class ServerStream {
     return this.#response.write(encodeFrame(message));
   }
 
+  /** For one sender at a time: resolves when the client has taken what was sent, or left. */
+  drained(): Promise<void> {
+    if (this.#ended || !this.#response.writableNeedDrain) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.#wake = resolve;
+    });
+  }
+
   end(error?: ConnectError): void {
     if (this.#ended) return;
+    if (error !== undefined && !this.#response.headersSent) leaveRest(this.#response);
     this.#open();
     this.#ended = true;
     clearInterval(this.#keepalive);
@@ -151,8 +224,7 @@ export class ServerStream {
   }
 
   #open(): void {
-    if (!this.#response.headersSent)
-      this.#response.writeHead(200, { 'content-type': 'application/connect+json' });
+    if (!this.#response.headersSent) this.#response.writeHead(200, { 'content-type': streamType });
   }
 }
 
@@ -168,6 +240,12 @@ export function textField(message: Message, name: string): string {
 export function numberField(message: Message, name: string): number {
   const value = Number(message[name] ?? 0);
   if (!Number.isInteger(value)) throw new ConnectError('invalid_argument', `${name} must be an integer`);
+  return value;
+}
+
+export function flagField(message: Message, name: string): boolean {
+  const value = message[name] ?? false;
+  if (typeof value !== 'boolean') throw new ConnectError('invalid_argument', `${name} must be true or false`);
   return value;
 }
 

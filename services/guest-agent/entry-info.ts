@@ -1,9 +1,11 @@
 // Owns envd's EntryInfo: what a directory entry looks like on the wire.
-// Invariant: a symbolic link reports its target's type and `symlinkTarget`; one whose target is gone is FILE_TYPE_SYMLINK.
+// Invariant: a symbolic link reports its target's type and metadata, and itself by `symlinkTarget` and `isSymlink`;
+// one whose target is gone is FILE_TYPE_SYMLINK.
 import type { Stats } from 'node:fs';
 import { lstat, realpath, stat } from 'node:fs/promises';
 import { basename } from 'node:path';
 import type { Accounts } from './accounts.ts';
+import { readMetadata } from './file-metadata.ts';
 
 const permissionBits = 0o777;
 
@@ -12,6 +14,8 @@ export async function entryInfo(path: string, accounts: Accounts): Promise<objec
   const own = await lstat(path);
   const target = own.isSymbolicLink() ? await linkTarget(path) : undefined;
   const facts = target?.facts ?? own;
+  // A link whose target is gone leads to no attributes, and special files can have none.
+  const metadata = facts.isFile() || facts.isDirectory() ? readMetadata(path) : undefined;
   return {
     name: basename(path),
     type: fileType(facts),
@@ -22,7 +26,8 @@ export async function entryInfo(path: string, accounts: Accounts): Promise<objec
     owner: accounts.userName(own.uid),
     group: accounts.groupName(own.gid),
     modifiedTime: new Date(own.mtimeMs).toISOString(),
-    ...(target === undefined ? {} : { symlinkTarget: target.path }),
+    ...(target === undefined ? {} : { symlinkTarget: target.path, isSymlink: true }),
+    ...(metadata === undefined ? {} : { metadata }),
   };
 }
 

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { gzipSync } from 'node:zlib';
 import { AgentFixture } from './agent-fixture.ts';
-import { parseRange } from './files-routes.ts';
+import { parseRange } from './content-negotiation.ts';
 
 let agent: AgentFixture;
 let home: string;

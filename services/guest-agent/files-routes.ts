@@ -1,16 +1,16 @@
-// Owns GET /files: a file's bytes with ranges and, when it is the one coding asked for, gzip.
-// Refuses to own uploads (files-upload.ts) and who may read (http-server.ts).
+// Owns GET /files: a file's bytes, and the words of a failure on any route of files.
+// Refuses to own uploads (files-upload.ts), what headers ask (content-negotiation.ts) and who may read (http-server.ts).
 // Invariant: never more of a file in memory than one chunk; errors are `{code,message}` with the status as code.
-import { createReadStream, type Stats } from 'node:fs';
+import { createReadStream, type ReadStream, type Stats } from 'node:fs';
 import { type FileHandle, open, stat } from 'node:fs/promises';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { basename } from 'node:path';
-import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
-import { ConnectError } from '../../shared/connect-frames.ts';
+import { ConnectError, connectStatus } from '../../shared/connect-frames.ts';
 import type { Caller } from './caller.ts';
 import { guestPath } from './caller.ts';
 import { sendJson } from './connect-json.ts';
+import { codingFor, entityTag, preconditionStatus, rangeFor } from './content-negotiation.ts';
 
 export function sendFileError(response: ServerResponse, status: number, message: string): void {
   sendJson(response, status, { code: status, message });
@@ -18,27 +18,41 @@ export function sendFileError(response: ServerResponse, status: number, message:
 
 /** @returns the HTTP status and words for a failure while a file was read or written. */
 export function fileFailure(error: unknown, path: string): [status: number, message: string] {
-  if (error instanceof ConnectError) return [error.code === 'unauthenticated' ? 401 : 400, error.message];
-  const { code } = error as NodeJS.ErrnoException;
-  if (code?.startsWith('Z_')) return [400, 'the body is not valid gzip'];
+  if (error instanceof ConnectError) return [statusOf(error), error.message];
+  const code = (error as NodeJS.ErrnoException).code ?? '';
+  if (code.startsWith('Z_')) return [400, 'the body is not valid gzip'];
+  const words = pathWords[code];
+  if (words !== undefined) return [code === 'ENOENT' ? 404 : 400, `path '${path}' ${words}`];
   switch (code) {
     case 'ECONNRESET':
     case 'ERR_STREAM_PREMATURE_CLOSE':
       return [400, 'the body ended early'];
-    case 'ENOENT':
-      return [404, `path '${path}' does not exist`];
-    case 'EISDIR':
-      return [400, `path '${path}' is a directory`];
-    case 'ENOTDIR':
-      return [400, `a part of path '${path}' is not a directory`];
     case 'ENOSPC':
     case 'EDQUOT':
       return [507, 'not enough disk space available'];
+    case 'EACCES':
+    case 'EPERM':
+    case 'EROFS':
+    case 'ETXTBSY':
+    case 'ENOTSUP':
+      return [500, `cannot access '${path}': ${code}`];
     default:
       console.error(error);
       return [500, `cannot access '${path}'`];
   }
 }
+
+/** These routes have statuses of their own: only a wrong user is told apart. */
+const statusOf = ({ code }: ConnectError): number =>
+  code === 'unauthenticated' || code === 'not_found' ? connectStatus[code] : 400;
+
+const pathWords: Record<string, string> = {
+  ENOENT: 'does not exist',
+  EISDIR: 'is a directory',
+  ENOTDIR: 'leads through something that is not a directory',
+  ENAMETOOLONG: 'has a name that is too long',
+  ELOOP: 'leads through a loop of links',
+};
 
 export async function downloadFile(
   caller: Caller,
@@ -72,27 +86,46 @@ async function sendFile(
   request: IncomingMessage,
   response: ServerResponse,
 ): Promise<void> {
+  const coding = codingFor(request.headers['accept-encoding']);
+  if (coding === undefined)
+    return sendFileError(response, 406, 'no acceptable encoding found, supported: [identity, gzip]');
   response.setHeader('content-type', 'application/octet-stream');
   response.setHeader('content-disposition', `inline; filename*=UTF-8''${encodeURIComponent(basename(path))}`);
-  response.setHeader('last-modified', facts.mtime.toUTCString());
   response.setHeader('vary', 'accept-encoding');
   // Files of /proc say they are empty and are not: only reading tells.
   if (facts.size === 0) return await sendUnsized(file, response);
-  if (request.headers.range === undefined && wantsGzip(request)) return await sendGzip(file, response);
-  response.setHeader('accept-ranges', 'bytes');
-  const range = parseRange(request.headers.range, facts.size);
-  if (range === 'unsatisfiable') {
-    response.setHeader('content-range', `bytes */${facts.size}`);
-    return sendFileError(response, 416, 'the range is outside the file');
-  }
-  const [first, last] = range ?? [0, facts.size - 1];
-  if (range !== undefined) response.setHeader('content-range', `bytes ${first}-${last}/${facts.size}`);
-  response.setHeader('content-length', last - first + 1);
-  response.statusCode = range === undefined ? 200 : 206;
-  await pipeline(readFrom(file, first, last), response);
+  const tag = entityTag(facts, coding);
+  response.setHeader('last-modified', facts.mtime.toUTCString());
+  response.setHeader('etag', tag);
+  const status = preconditionStatus(request, tag, facts.mtimeMs);
+  if (status === 304) return void response.writeHead(304).end();
+  if (status === 412) return sendFileError(response, 412, 'the file is not what the condition names');
+  if (coding === 'gzip' && request.headers.range === undefined) return await sendGzip(file, response);
+  await sendRange(file, facts.size, rangeFor(request, tag, facts), response);
 }
 
-const readFrom = (file: FileHandle, start: number, end?: number): Readable =>
+async function sendRange(
+  file: FileHandle,
+  sizeBytes: number,
+  range: ReturnType<typeof rangeFor>,
+  response: ServerResponse,
+): Promise<void> {
+  response.setHeader('accept-ranges', 'bytes');
+  if (range === 'unsatisfiable') {
+    response.setHeader('content-range', `bytes */${sizeBytes}`);
+    return sendFileError(response, 416, 'the range is outside the file');
+  }
+  const [first, last] = range ?? [0, sizeBytes - 1];
+  if (range !== undefined) response.setHeader('content-range', `bytes ${first}-${last}/${sizeBytes}`);
+  response.setHeader('content-length', last - first + 1);
+  response.statusCode = range === undefined ? 200 : 206;
+  const bytes = readFrom(file, first, last);
+  // A file that shrank meanwhile must not end as if it were whole.
+  bytes.once('end', () => bytes.bytesRead <= last - first && response.destroy());
+  await pipeline(bytes, response);
+}
+
+const readFrom = (file: FileHandle, start: number, end?: number): ReadStream =>
   createReadStream('', { fd: file, start, end, autoClose: false });
 
 async function sendUnsized(file: FileHandle, response: ServerResponse): Promise<void> {
@@ -105,30 +138,4 @@ async function sendGzip(file: FileHandle, response: ServerResponse): Promise<voi
   const { createGzip } = await import('node:zlib');
   response.setHeader('content-encoding', 'gzip');
   await pipeline(readFrom(file, 0), createGzip({ level: 1 }), response);
-}
-
-/**
- * Every `fetch` offers "gzip, deflate, br" for anything, and compressing costs a small guest more than the bytes:
- * a client that means it asks for gzip alone.
- */
-export function wantsGzip(request: IncomingMessage): boolean {
-  return request.headers['accept-encoding']?.trim().toLowerCase() === 'gzip';
-}
-
-/** One range as first and last byte; undefined for none, for several and for what is malformed: then all is sent. */
-export function parseRange(
-  header: string | undefined,
-  sizeBytes: number,
-): [number, number] | 'unsatisfiable' | undefined {
-  const match = /^bytes=(\d*)-(\d*)$/.exec(header ?? '');
-  if (match === null || (match[1] === '' && match[2] === '')) return undefined;
-  const last = sizeBytes - 1;
-  if (match[1] === '') {
-    const suffix = Number(match[2]);
-    return suffix === 0 ? 'unsatisfiable' : [Math.max(0, sizeBytes - suffix), last];
-  }
-  const first = Number(match[1]);
-  const end = match[2] === '' ? last : Math.min(Number(match[2]), last);
-  if (match[2] !== '' && Number(match[2]) < first) return undefined;
-  return first > last ? 'unsatisfiable' : [first, end];
 }

@@ -1,25 +1,38 @@
 // Owns POST /files: multipart fields `file` or one application/octet-stream, written as they arrive.
 // Refuses to own who may write (http-server.ts).
-// Invariant: never more of a file in memory than a chunk; what was written belongs to the caller's user.
+// Invariant: never more of a file in memory than a chunk; what was written belongs to the caller's user, and a new file
+// that could not be written whole is gone.
+import { once } from 'node:events';
 import { createWriteStream } from 'node:fs';
-import { chown, stat } from 'node:fs/promises';
+import { chown, stat, unlink } from 'node:fs/promises';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { createRequire } from 'node:module';
 import { basename, dirname } from 'node:path';
-import type { Readable } from 'node:stream';
+import type { Readable, Writable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { ConnectError } from '../../shared/connect-frames.ts';
 import { type Caller, guestPath } from './caller.ts';
 import { sendJson } from './connect-json.ts';
+import { type Metadata, metadataOf, replaceMetadata } from './file-metadata.ts';
 import { fileFailure, sendFileError } from './files-routes.ts';
 import { makeDirectories } from './filesystem-service.ts';
 
 const maxFilesPerRequest = 10_000;
+/** Small files end in the buffers of their streams: the parser alone would open as many as a body holds. */
+const maxOpenFiles = 64;
 
-interface WrittenFile {
+export interface WrittenFile {
   path: string;
   name: string;
   type: 'file';
+  metadata?: Metadata;
+}
+
+interface Upload {
+  caller: Caller;
+  /** The query's path: of the one file that is sent, '' when the parts are named. */
+  path: string;
+  metadata: Metadata;
 }
 
 export async function uploadFiles(
@@ -30,12 +43,13 @@ export async function uploadFiles(
 ): Promise<void> {
   const path = query.get('path') ?? '';
   try {
+    const upload = { caller, path, metadata: metadataOf(request) };
     const body = await decoded(request);
     const type = request.headers['content-type']?.split(';')[0]?.trim().toLowerCase();
     const written =
       type === 'multipart/form-data'
-        ? await writeMultipart(caller, path, request, body)
-        : [await writeWhole(caller, path, type, body)];
+        ? await writeMultipart(upload, request, body)
+        : [await writeWhole(upload, type, body)];
     sendJson(response, 200, written);
   } catch (error) {
     // What is left of the body would otherwise be read as the next request.
@@ -56,21 +70,15 @@ async function decoded(request: IncomingMessage): Promise<Readable> {
   return gunzip;
 }
 
-async function writeWhole(
-  caller: Caller,
-  path: string,
-  type: string | undefined,
-  body: Readable,
-): Promise<WrittenFile> {
+async function writeWhole(upload: Upload, type: string | undefined, body: Readable): Promise<WrittenFile> {
   if (type !== 'application/octet-stream')
     throw invalid('content-type must be multipart/form-data or application/octet-stream');
-  if (path === '') throw invalid('the query parameter path is missing');
-  return await writeFile(caller, path, body);
+  if (upload.path === '') throw invalid('the query parameter path is missing');
+  return await writeFile(upload, guestPath(upload.caller, upload.path), body);
 }
 
 async function writeMultipart(
-  caller: Caller,
-  path: string,
+  upload: Upload,
   request: IncomingMessage,
   body: Readable,
 ): Promise<WrittenFile[]> {
@@ -78,19 +86,46 @@ async function writeMultipart(
   const headers = { ...request.headers, 'content-type': request.headers['content-type']! };
   const parser = new Busboy({ headers, preservePath: true, limits: { files: maxFilesPerRequest } });
   const writes: Promise<WrittenFile>[] = [];
+  const targets = new Set<string>();
+  const open = new Map<Readable, Promise<unknown>>();
   parser.on('file', (field: string, part: Readable, filename: string) => {
     part.on('error', () => {});
     if (field !== 'file') return void part.resume();
-    const write = writePart(caller, path, filename, part, writes.length);
-    // The failed write's part must be read on, or the parser would never reach the end of the body.
-    write.catch(() => part.resume());
+    const write = writePart(upload, filename, part, targets);
     writes.push(write);
+    // The failed write's part must be read on, or the parser would never reach the end of the body.
+    open.set(
+      part,
+      write.catch(() => part.resume()).then(() => open.delete(part)),
+    );
   });
   parser.once('filesLimit', () => parser.destroy(invalid(`more than ${maxFilesPerRequest} files`)));
-  await pipeline(body, parser).catch((error: NodeJS.ErrnoException) => {
-    throw error.code === undefined ? invalid(`malformed multipart body: ${error.message}`) : error;
-  });
+  try {
+    await feed(body, parser, open);
+  } catch (error) {
+    // A part whose rest will not come would keep its file open for ever.
+    for (const part of open.keys()) part.destroy(error as Error);
+    await Promise.allSettled(writes);
+    const { code, message } = error as NodeJS.ErrnoException;
+    throw code === undefined ? invalid(`malformed multipart body: ${message}`) : error;
+  }
   return await Promise.all(writes);
+}
+
+/** Gives the parser the body no faster than the files it opens are written. */
+async function feed(body: Readable, parser: Writable, open: Map<Readable, Promise<unknown>>): Promise<void> {
+  let failure: unknown;
+  parser.once('error', (error) => {
+    failure = error;
+  });
+  for await (const chunk of body as AsyncIterable<Buffer>) {
+    if (failure !== undefined) throw failure;
+    if (!parser.write(chunk)) await once(parser, 'drain');
+    while (open.size > maxOpenFiles) await Promise.race(open.values());
+  }
+  if (failure !== undefined) throw failure;
+  parser.end();
+  await once(parser, 'finish');
 }
 
 /** The package is CommonJS: bundled into a module, its calls of `require` look for a global one. */
@@ -100,28 +135,42 @@ function loadParser() {
 }
 
 async function writePart(
-  caller: Caller,
-  path: string,
+  upload: Upload,
   filename: string | undefined,
   part: Readable,
-  index: number,
+  targets: Set<string>,
 ): Promise<WrittenFile> {
-  if (path !== '' && index > 0) throw invalid('with the query parameter path only one file can be sent');
-  const target = path || filename || '';
-  if (target === '') throw invalid('a file has no name and the query parameter path is missing');
-  return await writeFile(caller, target, part);
+  const given = upload.path || filename || '';
+  if (given === '') throw invalid('a file has no name and the query parameter path is missing');
+  const path = guestPath(upload.caller, given);
+  if (targets.has(path))
+    throw invalid(
+      upload.path ? 'with the query parameter path only one file can be sent' : `${path} is sent twice`,
+    );
+  targets.add(path);
+  return await writeFile(upload, path, part);
 }
 
-async function writeFile(caller: Caller, given: string, body: Readable): Promise<WrittenFile> {
-  const { uid, gid } = caller.account;
-  const path = guestPath(caller, given);
+async function writeFile(
+  { caller: { account }, metadata }: Upload,
+  path: string,
+  body: Readable,
+): Promise<WrittenFile> {
   const facts = await stat(path).catch(() => undefined);
   if (facts?.isDirectory()) throw invalid(`path '${path}' is a directory`);
   if (facts !== undefined && !facts.isFile()) throw invalid(`path '${path}' is not a regular file`);
-  await makeDirectories(dirname(path), caller.account);
-  await pipeline(body, createWriteStream(path));
-  await chown(path, uid, gid);
-  return { path, name: basename(path), type: 'file' };
+  await makeDirectories(dirname(path), account);
+  try {
+    await pipeline(body, createWriteStream(path));
+    await chown(path, account.uid, account.gid);
+    replaceMetadata(path, metadata);
+  } catch (error) {
+    // On a full disk the half of it would only be in the way.
+    if (facts === undefined) await unlink(path).catch(() => {});
+    throw error;
+  }
+  const written: WrittenFile = { path, name: basename(path), type: 'file' };
+  return Object.keys(metadata).length === 0 ? written : { ...written, metadata };
 }
 
 const invalid = (message: string) => new ConnectError('invalid_argument', message);

@@ -4,7 +4,7 @@
 // Invariant: an error of the file system becomes the Connect code that clients branch on.
 import { chown, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { ConnectError } from '../../shared/connect-frames.ts';
+import { type ConnectCode, ConnectError } from '../../shared/connect-frames.ts';
 import type { Account } from './accounts.ts';
 import { type Caller, guestPath } from './caller.ts';
 import { type Message, numberField, textField } from './connect-json.ts';
@@ -12,6 +12,8 @@ import { entryInfo } from './entry-info.ts';
 import { spawnPiped } from './spawn-piped.ts';
 
 const maxListedEntries = 100_000;
+/** More would not be faster with the few threads that Node asks the file system with. */
+const entriesAtOnce = 256;
 
 export async function statEntry(caller: Caller, message: Message): Promise<object> {
   const path = pathField(caller, message, 'path');
@@ -28,8 +30,8 @@ export async function makeDirectory(caller: Caller, message: Message): Promise<o
 }
 
 export async function moveEntry(caller: Caller, message: Message): Promise<object> {
-  const source = pathField(caller, message, 'source');
-  const destination = pathField(caller, message, 'destination');
+  const source = namedPath(caller, message, 'source');
+  const destination = namedPath(caller, message, 'destination');
   await entryInfo(source, caller.accounts).catch(asFileError(source));
   await makeDirectories(dirname(destination), caller.account).catch(asFileError(destination));
   await rename(source, destination).catch((error: NodeJS.ErrnoException) => {
@@ -46,15 +48,20 @@ export async function listDirectory(caller: Caller, message: Message): Promise<o
   if (!facts.isDirectory()) throw new ConnectError('invalid_argument', `path is not a directory: ${path}`);
   const paths: string[] = [];
   await walk(path, depth, paths).catch(asFileError(path));
-  const entries = await Promise.all(
+  const entries: object[] = [];
+  for (let at = 0; at < paths.length; at += entriesAtOnce) {
+    const batch = paths.slice(at, at + entriesAtOnce);
     // One that vanished since it was read is not an error of the listing.
-    paths.map((entry) => entryInfo(entry, caller.accounts).catch(() => undefined)),
-  );
-  return { entries: entries.filter((entry) => entry !== undefined) };
+    const found = await Promise.all(
+      batch.map((entry) => entryInfo(entry, caller.accounts).catch(() => undefined)),
+    );
+    entries.push(...found.filter((entry) => entry !== undefined));
+  }
+  return { entries };
 }
 
 export async function removeEntry(caller: Caller, message: Message): Promise<object> {
-  const path = pathField(caller, message, 'path');
+  const path = namedPath(caller, message, 'path');
   await rm(path, { recursive: true, force: true }).catch(asFileError(path));
   return {};
 }
@@ -66,8 +73,12 @@ async function walk(directory: string, depth: number, into: string[]): Promise<v
     const path = join(directory, entry.name);
     if (into.push(path) > maxListedEntries)
       throw new ConnectError('resource_exhausted', `a listing may have ${maxListedEntries} entries`);
-    if (depth > 1 && entry.isDirectory()) await walk(path, depth - 1, into);
+    if (depth > 1 && entry.isDirectory()) await walk(path, depth - 1, into).catch(ignoreGone);
   }
+}
+
+function ignoreGone(error: NodeJS.ErrnoException): void {
+  if (error.code !== 'ENOENT' && error.code !== 'ENOTDIR') throw error;
 }
 
 /** Makes what is missing of `path` and gives that to the account. */
@@ -95,23 +106,48 @@ async function moveAcross(source: string, destination: string, caller: Caller): 
   if (exitCode !== 0) throw new ConnectError('internal', `cannot move to ${destination}`);
 }
 
-function pathField(caller: Caller, message: Message, name: string): string {
+export function pathField(caller: Caller, message: Message, name: string): string {
   return guestPath(caller, textField(message, name));
 }
+
+/** An empty path is the working directory everywhere else: what would take it away wants it named. */
+function namedPath(caller: Caller, message: Message, name: string): string {
+  if (textField(message, name) === '') throw new ConnectError('invalid_argument', `${name} is missing`);
+  return pathField(caller, message, name);
+}
+
+const codes: Record<string, ConnectCode> = {
+  ENOENT: 'not_found',
+  ENOTDIR: 'invalid_argument',
+  ENAMETOOLONG: 'invalid_argument',
+  ELOOP: 'invalid_argument',
+  EINVAL: 'invalid_argument',
+  EISDIR: 'invalid_argument',
+  EBUSY: 'failed_precondition',
+  EEXIST: 'already_exists',
+  ENOTEMPTY: 'already_exists',
+  EACCES: 'permission_denied',
+  EPERM: 'permission_denied',
+  EROFS: 'permission_denied',
+  ENOSPC: 'resource_exhausted',
+  EDQUOT: 'resource_exhausted',
+};
+
+const words: Record<string, string> = {
+  ENOENT: 'path not found',
+  ENOTDIR: 'a part of the path is not a directory',
+  ENAMETOOLONG: 'a name in the path is too long',
+  ELOOP: 'the path leads through a loop of links',
+  EEXIST: 'path already exists',
+  ENOTEMPTY: 'path already exists',
+  ENOSPC: 'no space left on the disk',
+};
 
 /** Turns the file system's words into the code a client branches on. */
 export const asFileError =
   (path: string) =>
   (error: NodeJS.ErrnoException): never => {
     if (error instanceof ConnectError) throw error;
-    if (error.code === 'ENOENT') throw new ConnectError('not_found', `path not found: ${path}`);
-    if (error.code === 'ENOTDIR')
-      throw new ConnectError('invalid_argument', `a part of the path is not a directory: ${path}`);
-    if (error.code === 'EEXIST' || error.code === 'ENOTEMPTY')
-      throw new ConnectError('already_exists', `path already exists: ${path}`);
-    if (error.code === 'EACCES' || error.code === 'EPERM' || error.code === 'EROFS')
-      throw new ConnectError('permission_denied', `not permitted: ${path}`);
-    if (error.code === 'ENOSPC' || error.code === 'EDQUOT')
-      throw new ConnectError('resource_exhausted', 'no space left on the disk');
-    throw new ConnectError('internal', `${error.code ?? 'error'}: ${path}`);
+    const code = error.code ?? '';
+    throw new ConnectError(codes[code] ?? 'internal', `${words[code] ?? (code || 'error')}: ${path}`);
   };

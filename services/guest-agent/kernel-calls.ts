@@ -1,15 +1,26 @@
-// Owns the kernel calls of the after-restore step, and pipes that a child may open by name.
-// Invariant: a call that fails throws with its name and errno.
-import { closeSync, openSync } from 'node:fs';
+// Owns the kernel calls of the after-restore step, pipes that a child may open by name, and pseudo-terminals.
+// Invariant: a call that fails throws with its name and the system's error code.
+import { closeSync, constants, fchownSync, openSync } from 'node:fs';
+import { getSystemErrorName } from 'node:util';
 import { foreign, lastErrno } from './native-library.ts';
 
 const rndAddEntropy = 0x40085203;
 const rndReseedCrng = 0x5207;
 const clockRealtime = 0;
-const closeOnExec = 0o2000000;
+export const closeOnExec = 0o2000000;
+const setTerminalLock = 0x40045431;
+const getTerminalPeer = 0x5441;
+const setWindowSize = 0x5414;
 
-function checked(call: string, result: number): void {
-  if (result !== 0) throw new Error(`${call} failed with errno ${lastErrno()}`);
+/** @returns `result` unless it is negative. @throws Error with the `code` that Node's own calls have. */
+export function checked(call: string, result: number): number {
+  if (result >= 0) return result;
+  const code = getSystemErrorName(-lastErrno());
+  throw Object.assign(new Error(`${call}: ${code}`), { code });
+}
+
+function ioctl(call: string, fd: number, request: number, argument: Buffer | number | null): number {
+  return checked(call, foreign('ioctl', 'int', ['int', 'unsigned long', 'void *'])(fd, request, argument));
 }
 
 /** Credits `seed` to the kernel's pool, then makes its generator draw a new key: without the second step nothing changes. */
@@ -18,11 +29,10 @@ export function reseedKernel(seed: Buffer): void {
   request.writeInt32LE(seed.length * 8, 0);
   request.writeInt32LE(seed.length, 4);
   seed.copy(request, 8);
-  const ioctl = foreign('ioctl', 'int', ['int', 'unsigned long', 'void *']);
   const device = openSync('/dev/urandom', 'r+');
   try {
-    checked('RNDADDENTROPY', ioctl(device, rndAddEntropy, request));
-    checked('RNDRESEEDCRNG', ioctl(device, rndReseedCrng, null));
+    ioctl('RNDADDENTROPY', device, rndAddEntropy, request);
+    ioctl('RNDRESEEDCRNG', device, rndReseedCrng, null);
   } finally {
     closeSync(device);
     request.fill(0);
@@ -45,4 +55,40 @@ export function makePipe(): Pipe {
   const fds = new Int32Array(2);
   checked('pipe2', foreign('pipe2', 'int', ['void *', 'int'])(fds, closeOnExec));
   return { readFd: fds[0]!, writeFd: fds[1]! };
+}
+
+export interface TerminalSize {
+  cols: number;
+  rows: number;
+}
+
+export interface TerminalPair {
+  /** The side where what is typed is written and what is shown is read. */
+  hostFd: number;
+  /** The side that is a program's terminal. */
+  programFd: number;
+}
+
+/** @param owner who may open the terminal by its name beside root. */
+export function openTerminal(size: TerminalSize, owner?: { uid: number; gid: number }): TerminalPair {
+  const hostFd = openSync('/dev/ptmx', constants.O_RDWR | constants.O_NOCTTY);
+  try {
+    ioctl('TIOCSPTLCK', hostFd, setTerminalLock, Buffer.alloc(4));
+    setTerminalSize(hostFd, size);
+    const flags = constants.O_RDWR | constants.O_NOCTTY | closeOnExec;
+    const programFd = ioctl('TIOCGPTPEER', hostFd, getTerminalPeer, flags);
+    if (owner !== undefined) fchownSync(programFd, owner.uid, owner.gid);
+    return { hostFd, programFd };
+  } catch (error) {
+    closeSync(hostFd);
+    throw error;
+  }
+}
+
+export function setTerminalSize(fd: number, { cols, rows }: TerminalSize): void {
+  // struct winsize: rows, columns, and two sizes in pixels that nobody uses.
+  const size = Buffer.alloc(8);
+  size.writeUInt16LE(rows, 0);
+  size.writeUInt16LE(cols, 2);
+  ioctl('TIOCSWINSZ', fd, setWindowSize, size);
 }

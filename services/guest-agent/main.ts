@@ -14,6 +14,7 @@ import { LineLog } from './line-log.ts';
 import { ProcessTable } from './process-table.ts';
 import { ReseedServer } from './reseed-server.ts';
 import { functionDirOf, readSettings, type Settings } from './settings.ts';
+import type { WatchTable } from './watch-service.ts';
 
 interface Agent extends AgentParts {
   reseeds: ReseedServer;
@@ -35,7 +36,17 @@ async function main(): Promise<void> {
     log,
     onExit: (event) => void channel?.emit(event),
   });
-  const parts = { settings, state, processes: new ProcessTable(), runner };
+  let watches: Promise<WatchTable> | undefined;
+  const parts: AgentParts = {
+    settings,
+    state,
+    processes: new ProcessTable(),
+    runner,
+    watches: () => {
+      watches ??= import('./watch-service.ts').then(({ WatchTable }) => new WatchTable());
+      return watches;
+    },
+  };
   const agent: Agent = { ...parts, reseeds, ...(await serveHttp(parts)) };
   if (settings.mode === 'process') await startRemembered(runner);
   const connect = (sink: ConstructorParameters<typeof ControlChannel>[0]) => {

@@ -1,9 +1,8 @@
 // Tests commands through raw Connect calls and through the real E2B client, on a real agent process.
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
-import { Sandbox } from 'e2b';
-import { encodeFrame, endFlag, type Frame, FrameDecoder } from '../../shared/connect-frames.ts';
-import { AgentFixture } from './agent-fixture.ts';
+import { encodeFrame, FrameDecoder } from '../../shared/connect-frames.ts';
+import { AgentFixture, type StreamMessage, type StreamResult } from './agent-fixture.ts';
 import { endEvent } from './process-service.ts';
 
 let agent: AgentFixture;
@@ -12,40 +11,18 @@ before(async () => {
 });
 after(() => agent?.[Symbol.asyncDispose]());
 
-type Event = Record<string, Record<string, never>>;
+type Event = StreamMessage;
 
-interface Stream {
-  frames: Frame[];
-  events: Event[];
-  end: { error?: { code: string; message: string } } | undefined;
-}
-
-/** Reads a stream to its end, or until `stop` says so. */
 async function stream(
   method: string,
   message: object,
   headers: Record<string, string> = {},
   stop: (event: Event) => boolean = () => false,
-): Promise<Stream> {
-  const response = await agent.fetch(`/process.Process/${method}`, {
-    method: 'POST',
-    headers: { 'content-type': 'application/connect+json', 'connect-protocol-version': '1', ...headers },
-    body: encodeFrame(message),
-  });
-  assert.equal(response.status, 200);
-  assert.equal(response.headers.get('content-type'), 'application/connect+json');
-  const decoder = new FrameDecoder(2 ** 20);
-  const result: Stream = { frames: [], events: [], end: undefined };
-  for await (const chunk of response.body!) {
-    for (const frame of decoder.push(Buffer.from(chunk))) {
-      result.frames.push(frame);
-      if (frame.flag === endFlag) result.end = frame.message as Stream['end'];
-      else result.events.push((frame.message as { event: Event }).event);
-    }
-    // Leaving the loop closes the connection.
-    if (result.events.some(stop)) break;
-  }
-  return result;
+): Promise<{ events: Event[]; end: StreamResult['end'] }> {
+  const result = await agent.stream(`process.Process/${method}`, message, headers, ({ event }) =>
+    stop(event),
+  );
+  return { events: result.messages.map(({ event }) => event), end: result.end };
 }
 
 const bash = (script: string, over: object = {}) => ({
@@ -56,7 +33,7 @@ const text = (events: Event[], name: string) =>
   Buffer.concat(
     events.filter((event) => event.data?.[name]).map((event) => Buffer.from(event.data![name]!, 'base64')),
   ).toString();
-const pidOf = (result: Stream): number => result.events[0]!.start!.pid!;
+const pidOf = ({ events }: { events: Event[] }): number => events[0].start.pid;
 
 describe('process.Process', () => {
   it('starts, streams and ends with the exit code', async () => {
@@ -88,7 +65,7 @@ describe('process.Process', () => {
     assert.equal(await codeOf(bash('true', { cwd: '/etc/hostname' })), 'invalid_argument');
     assert.equal(await codeOf({ process: { cmd: '/no/such/program' } }), 'invalid_argument');
     assert.equal(await codeOf({ process: { args: 'x' } }), 'invalid_argument');
-    assert.equal(await codeOf({ ...bash('true'), pty: { size: { cols: 80, rows: 24 } } }), 'unimplemented');
+    assert.equal(await codeOf({ ...bash('true'), tag: 'x'.repeat(2000) }), 'invalid_argument');
   });
 
   it('kills at the deadline of Start, with the whole group', async () => {
@@ -114,7 +91,7 @@ describe('process.Process', () => {
     await agent.unary('process.Process/SendInput', { process: { pid }, input });
     assert.equal((await agent.unary('process.Process/CloseStdin', { process: { pid } })).status, 200);
     const { events } = await joined;
-    assert.equal(pidOf({ events } as Stream), pid);
+    assert.equal(pidOf({ events }), pid);
     assert.deepEqual(events.at(-1), { end: { exitCode: 0, exited: true, status: 'exit status 0' } });
     // The end stays for a late Connect; signals find nothing any more.
     const late = await stream('Connect', { process: { pid } });
@@ -199,17 +176,8 @@ describe('process.Process', () => {
 });
 
 describe('the e2b client', () => {
-  const sandbox = () =>
-    new Sandbox({
-      sandboxId: 'itest',
-      envdVersion: '0.5.7',
-      envdAccessToken: agent.accessToken,
-      sandboxUrl: agent.origin,
-      apiKey: `e2b_${'0'.repeat(40)}`,
-    } as never);
-
   it('runs commands with streamed output, exit codes, input and kill', async () => {
-    const client = sandbox();
+    const client = await agent.client();
     assert.equal(await client.isRunning(), true);
     const seen: string[] = [];
     const result = await client.commands.run('echo one; echo two >&2; echo "$GREETING"', {
@@ -236,7 +204,7 @@ describe('the e2b client', () => {
   });
 
   it('writes, reads, lists, moves and removes files', async () => {
-    const { files } = sandbox();
+    const { files } = await agent.client();
     const home = `${agent.rootDir}/home`;
     const written = await files.write('notes/a b "ü".txt', 'content');
     assert.equal(written.path, `${home}/notes/a b "ü".txt`);

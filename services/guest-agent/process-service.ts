@@ -16,9 +16,23 @@ import {
   textListField,
   textMapField,
 } from './connect-json.ts';
-import type { CommandConfig, Listener, ProcessTable, RunningCommand } from './process-table.ts';
-import { type Program, type ProgramExit, spawnPiped } from './spawn-piped.ts';
+import type { TerminalSize } from './kernel-calls.ts';
+import type {
+  CommandConfig,
+  CommandProgram,
+  Listener,
+  ProcessTable,
+  RunningCommand,
+} from './process-table.ts';
+import type { ChildRequest, ProgramExit } from './spawn-child.ts';
+import { spawnPiped } from './spawn-piped.ts';
 
+const maxTagChars = 1024;
+const maxEchoedChars = 256;
+/** The kernel keeps a terminal's columns and rows in 16 bits. */
+const maxTerminalCells = 65_535;
+const defaultSize: TerminalSize = { cols: 80, rows: 24 };
+const defaultTerminalType = 'xterm-256color';
 const keepalive = { event: { keepalive: {} } };
 
 export async function startProcess(
@@ -28,11 +42,12 @@ export async function startProcess(
   message: Message,
   stream: ServerStream,
 ): Promise<void> {
-  if (message.pty !== undefined && message.pty !== null) throw noPty();
   table.checkRoom();
   const config = configOf(message);
-  const program = await spawnCommand(caller, sandbox, config, message.stdin !== false);
-  const command = table.add(program, config, textField(message, 'tag') || undefined);
+  const tag = tagOf(message);
+  const streams = message.pty == null ? { stdin: message.stdin !== false } : { size: sizeOf(message) };
+  const program = await spawnCommand(caller, sandbox, config, streams);
+  const command = table.add(program, config, tag);
   const overdue = () => {
     if (command.exit === undefined) program.signal('SIGKILL');
     stream.end(new ConnectError('deadline_exceeded', 'the command took longer than its timeout'));
@@ -78,11 +93,28 @@ export function listProcesses(table: ProcessTable): object {
 }
 
 export async function sendInput(table: ProcessTable, message: Message): Promise<object> {
-  const command = table.find(selectorOf(message));
-  const input = messageField(message, 'input');
-  if (input.pty !== undefined) throw noPty();
-  await command.write(bytesField(input, 'stdin'));
+  await writeInput(table.find(selectorOf(message)), message);
   return {};
+}
+
+/** Input whose messages keep their order, over one call. */
+export async function streamInput(table: ProcessTable, messages: AsyncIterable<Message>): Promise<object> {
+  let command: RunningCommand | undefined;
+  for await (const message of messages) {
+    if (command === undefined) {
+      if (message.start == null) throw invalid('the first message must be start');
+      command = table.find(selectorOf(messageField(message, 'start')));
+    } else if (message.data != null) await writeInput(command, messageField(message, 'data'));
+    else if (message.keepalive == null) throw invalid('expected data or keepalive');
+  }
+  if (command === undefined) throw invalid('the stream has no start');
+  return {};
+}
+
+async function writeInput(command: RunningCommand, message: Message): Promise<void> {
+  const input = messageField(message, 'input');
+  const name = input.pty == null ? 'stdin' : 'pty';
+  await command.write(bytesField(input, name), name);
 }
 
 export function closeStdin(table: ProcessTable, message: Message): object {
@@ -105,15 +137,34 @@ export function sendSignal(table: ProcessTable, message: Message): object {
   return {};
 }
 
-export function updateProcess(): never {
-  throw noPty();
+export function updateProcess(table: ProcessTable, message: Message): object {
+  const command = table.find(selectorOf(message));
+  if (message.pty != null) command.resize(sizeOf(message));
+  return {};
 }
 
-const noPty = () => new ConnectError('unimplemented', 'this version of Thaw offers no pseudo-terminals');
+const invalid = (message: string) => new ConnectError('invalid_argument', message);
 
 function selectorOf(message: Message): number | string {
   const selector = messageField(message, 'process');
-  return selector.tag === undefined ? numberField(selector, 'pid') : textField(selector, 'tag');
+  return selector.tag == null ? numberField(selector, 'pid') : textField(selector, 'tag');
+}
+
+function tagOf(message: Message): string | undefined {
+  const tag = textField(message, 'tag');
+  if (tag.length > maxTagChars) throw invalid(`tag may have ${maxTagChars} characters`);
+  return tag || undefined;
+}
+
+function sizeOf(message: Message): TerminalSize {
+  const pty = messageField(message, 'pty');
+  if (pty.size == null) return defaultSize;
+  const size = messageField(pty, 'size');
+  const [cols, rows] = [numberField(size, 'cols'), numberField(size, 'rows')];
+  for (const count of [cols, rows])
+    if (count < 0 || count > maxTerminalCells)
+      throw invalid(`cols and rows must be 0 to ${maxTerminalCells}`);
+  return { cols, rows };
 }
 
 function configOf(message: Message): CommandConfig {
@@ -133,22 +184,32 @@ async function spawnCommand(
   caller: Caller,
   sandbox: SandboxInit,
   config: CommandConfig,
-  stdin: boolean,
-): Promise<Program> {
+  streams: { stdin: boolean } | { size: TerminalSize },
+): Promise<CommandProgram> {
+  const { account } = caller;
   const cwd = await workingDirectory(caller, config.cwd ?? '');
-  const env = { ...baseEnvironment(caller.account), ...sandbox.envVars, ...config.envs };
+  const argv = [config.cmd, ...config.args];
+  const env = { ...baseEnvironment(account), ...sandbox.envVars, ...config.envs };
   try {
-    return await spawnPiped({
-      argv: [config.cmd, ...config.args],
-      cwd,
-      env,
-      account: caller.account,
-      stdin,
-    });
+    if ('size' in streams) return await onTerminal({ argv, cwd, env, account }, streams.size);
+    const { stdout, stderr, stdin, ...program } = await spawnPiped({ argv, cwd, env, account, ...streams });
+    return { ...program, outputs: { stdout, stderr }, input: { name: 'stdin', sink: stdin } };
   } catch (error) {
     const { code, message } = error as NodeJS.ErrnoException;
-    throw new ConnectError('invalid_argument', `cannot start ${config.cmd}: ${code ?? message}`);
+    throw new ConnectError(
+      code !== undefined && exhausted.has(code) ? 'resource_exhausted' : 'invalid_argument',
+      `cannot start ${config.cmd.slice(0, maxEchoedChars)}: ${code ?? message}`,
+    );
   }
+}
+
+const exhausted = new Set(['EAGAIN', 'EMFILE', 'ENFILE', 'ENOMEM', 'ENOSPC']);
+
+async function onTerminal(request: ChildRequest, size: TerminalSize): Promise<CommandProgram> {
+  const { spawnTerminal } = await import('./spawn-terminal.ts');
+  const env = { TERM: defaultTerminalType, ...request.env };
+  const { terminal, ...program } = await spawnTerminal({ ...request, env }, size);
+  return { ...program, outputs: { pty: terminal }, input: { name: 'pty', sink: terminal } };
 }
 
 // Go's words, which clients show and compare.
