@@ -84,6 +84,8 @@ export type StoreFailure =
   | 'out-of-range'
   /** The store does not answer, or answers that it cannot now: worth another try. */
   | 'unavailable'
+  /** Not even tried: the store has been failing, or too many requests wait for it. */
+  | 'not-tried'
   /** The request's own deadline passed. */
   | 'deadline'
   /** The caller's signal ended it. */
@@ -99,6 +101,7 @@ const codeOf: Record<StoreFailure, ErrorCode> = {
   absent: 'snapshot-damaged',
   'out-of-range': 'snapshot-damaged',
   unavailable: 'store-unavailable',
+  'not-tried': 'store-unavailable',
   deadline: 'deadline-exceeded',
   aborted: 'deadline-exceeded',
   refused: 'store-refused',
