@@ -93,3 +93,66 @@ export function checkExtents(
     else if (framePage[row]! + pageCount[row]! > pages) refuse(row, 'ends beyond its frame');
   }
 }
+
+/** Marks pages that became zero, in changes laid over a table. */
+export const zeroFrame = 0xffff_ffff;
+
+/** Collects extents in ascending order; neighbours that also stand together in a frame become one. */
+export class ExtentBuilder {
+  readonly #rows: number[] = [];
+
+  add(startPage: number, pageCount: number, frame: number, framePage: number): void {
+    const rows = this.#rows;
+    const last = rows.length - 4;
+    const follows = last >= 0 && rows[last]! + rows[last + 1]! === startPage && rows[last + 2] === frame;
+    const inFrame = frame === zeroFrame || (follows && rows[last + 3]! + rows[last + 1]! === framePage);
+    if (follows && inFrame) rows[last + 1]! += pageCount;
+    else rows.push(startPage, pageCount, frame, framePage);
+  }
+
+  table(): ExtentTable {
+    return extentsOfRows(this.#rows);
+  }
+}
+
+/** `table` in ascending order of pages; its rows must not overlap. */
+export function sorted(table: ExtentTable): ExtentTable {
+  const order = Uint32Array.from(table.startPage.keys()).sort(
+    (a, b) => table.startPage[a]! - table.startPage[b]!,
+  );
+  const builder = new ExtentBuilder();
+  for (const row of order)
+    builder.add(table.startPage[row]!, table.pageCount[row]!, table.frame[row]!, table.framePage[row]!);
+  return builder.table();
+}
+
+/** `changes` over `below`; what `changes` marks with `zeroFrame` is in no extent of the result. Both ascend. */
+export function laidOver(below: ExtentTable, changes: ExtentTable): ExtentTable {
+  const builder = new ExtentBuilder();
+  let page = 0;
+  const copyBelowUpTo = (end: number) => {
+    if (end <= page) return;
+    for (let row = rowAtOrAfter(below, page); row < below.startPage.length; row++) {
+      const start = Math.max(below.startPage[row]!, page);
+      const stop = Math.min(below.startPage[row]! + below.pageCount[row]!, end);
+      if (start >= end) break;
+      const skipped = start - below.startPage[row]!;
+      builder.add(start, stop - start, below.frame[row]!, below.framePage[row]! + skipped);
+    }
+  };
+  for (let row = 0; row < changes.startPage.length; row++) {
+    const start = changes.startPage[row]!;
+    const count = changes.pageCount[row]!;
+    copyBelowUpTo(start);
+    if (changes.frame[row] !== zeroFrame)
+      builder.add(start, count, changes.frame[row]!, changes.framePage[row]!);
+    page = start + count;
+  }
+  copyBelowUpTo(Number.MAX_SAFE_INTEGER);
+  return builder.table();
+}
+
+/** With `frame` replaced by what `frameOf` says. */
+export function withFrames(table: ExtentTable, frameOf: (frame: number) => number): ExtentTable {
+  return { ...table, frame: table.frame.map(frameOf) };
+}
