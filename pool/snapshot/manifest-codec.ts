@@ -119,7 +119,7 @@ function manifestOf(wire: Wire): Manifest {
       offsetBytes: columnOf(frames.offsetBytes),
       storedBytes: columnOf(frames.storedBytes),
       pageCount: columnOf(frames.pageCount),
-      sha256: binary(frames.sha256),
+      sha256: new Uint8Array(binary(frames.sha256)),
     },
   };
 }

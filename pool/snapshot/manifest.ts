@@ -7,8 +7,8 @@ import { Value } from 'typebox/value';
 import { ThawError } from '../../shared/errors.ts';
 import { snapshotIdPattern } from '../../shared/ids.ts';
 import type { Compatibility } from '../hypervisor/hypervisor.ts';
-import { checkExtents, type ExtentTable, pageBytes, pagesIn } from './extents.ts';
-import { checkFrames, type FrameTable, maxSegmentBytes, pagesPerFrame } from './segment.ts';
+import { checkExtents, type ExtentTable, pagesIn } from './extents.ts';
+import { checkFrames, type FrameTable, maxSegmentBytes } from './segment.ts';
 import { sha256Pattern } from './store-keys.ts';
 
 /** Memory: offset = position in guest RAM. Disk: the guest's view of the whole writable disk, not a layer. Devices: the VMM's state, opaque. */
@@ -60,8 +60,8 @@ export const limits = {
   devicesBytes: 64 * 1024 * 1024,
 } as const;
 
-/** A segment is closed when it has passed its size: the last frame may stand over it. */
-const maxStoredSegmentBytes = maxSegmentBytes + pagesPerFrame * pageBytes * 2;
+/** A segment is closed when it has passed its size: what was added last may stand over it. */
+const maxStoredSegmentBytes = 2 * maxSegmentBytes;
 
 const count = (maximum: number, minimum = 0) => Type.Integer({ minimum, maximum });
 const shortText = Type.String({ maxLength: 1024 });
