@@ -4,6 +4,7 @@ import { open, stat } from 'node:fs/promises';
 import koffi from 'koffi';
 import { ThawError } from '../../shared/errors.ts';
 import type { PageDelta } from '../hypervisor/hypervisor.ts';
+import { pageBytes } from './extents.ts';
 
 /** A run of an image that stands in a local file: `fileOffsetBytes` there is `offsetBytes` of the image. */
 export interface SourceRun {
@@ -17,6 +18,21 @@ export interface SourceRun {
 export interface ImageSource {
   path: string;
   runs: readonly SourceRun[];
+}
+
+/** @throws ThawError `bad-request` when runs are not ascending whole pages inside an image of `imageBytes`. */
+export function checkSource({ path, runs }: ImageSource, imageBytes: number): void {
+  let nextBytes = 0;
+  for (const { offsetBytes, sizeBytes } of runs) {
+    const end = offsetBytes + sizeBytes;
+    const whole = offsetBytes % pageBytes === 0 && (sizeBytes % pageBytes === 0 || end === imageBytes);
+    if (!whole || sizeBytes <= 0 || offsetBytes < nextBytes || end > imageBytes)
+      throw new ThawError(
+        'bad-request',
+        `${path}: the run of ${sizeBytes} bytes at ${offsetBytes} does not fit`,
+      );
+    nextBytes = end;
+  }
 }
 
 /** A file that is the image, offset for offset. */
@@ -38,7 +54,6 @@ export function deltaSource(delta: PageDelta): ImageSource {
 const seekData = 3;
 const seekHole = 4;
 const noSuchData = 6;
-const sparseAlignBytes = 4096;
 
 /** As `wholeFileSource`, without its holes: what was never written costs nothing to read. */
 export async function sparseFileSource(path: string): Promise<ImageSource> {
@@ -48,9 +63,9 @@ export async function sparseFileSource(path: string): Promise<ImageSource> {
   for (let at = 0; at < size; ) {
     const data = seek(file.fd, at, seekData, path);
     if (data < 0) break;
-    const start = data - (data % sparseAlignBytes);
+    const start = data - (data % pageBytes);
     const hole = seek(file.fd, data, seekHole, path);
-    const end = Math.min(size, Math.ceil(hole / sparseAlignBytes) * sparseAlignBytes);
+    const end = Math.min(size, Math.ceil(hole / pageBytes) * pageBytes);
     runs.push({ offsetBytes: start, sizeBytes: end - start, fileOffsetBytes: start });
     at = end;
   }

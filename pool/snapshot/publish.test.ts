@@ -90,9 +90,9 @@ describe('publishing', () => {
     const rootManifest = (await publisher.publish(root)).manifest;
     let manifest = rootManifest;
     for (let depth = 1; depth <= 10; depth++) {
-      const changed = [depth * 7, depth * 7 + 1, 900 - depth, 3 + depth * 4];
+      const changed = [depth * 7, depth * 7 + 1, 900 - depth, 103 + depth * 4];
       for (const page of changed) testPage(depth * 1_000_000 + page).copy(image.memory, page * pageBytes);
-      const wiped = 500 + depth;
+      const wiped = 500 + depth * 4;
       image.memory.fill(0, wiped * pageBytes, (wiped + 1) * pageBytes);
       testPage(depth).copy(image.disk, depth * pageBytes);
       const child = await childOf(parent, image, {
@@ -182,6 +182,24 @@ describe('publishing', () => {
       code: 'template-not-found',
     });
     assert.equal(await store.head(`manifests/${orphan.snapshotId}`), undefined);
+  });
+
+  it('refuses a capture whose runs are not whole pages in order', async () => {
+    const { capture } = await captureOf(testImage(7));
+    const { path } = capture.memory.sources[0]!;
+    const at = (...places: [number, number][]) =>
+      places.map(([offsetBytes, sizeBytes]) => ({ offsetBytes, sizeBytes, fileOffsetBytes: 0 }));
+    for (const runs of [
+      at([4096, 4096], [4096, 4096]),
+      at([8192, 4096], [0, 4096]),
+      at([100, 4096]),
+      at([0, 100]),
+      at([4 << 20, 4096]),
+    ])
+      await assert.rejects(
+        publisher.publish({ ...capture, memory: { ...capture.memory, sources: [{ path, runs }] } }),
+        { code: 'bad-request' },
+      );
   });
 
   it('gives two calls at once for one snapshot one publish', async () => {

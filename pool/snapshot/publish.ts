@@ -11,7 +11,7 @@ import { RequestEnd } from '../store/request.ts';
 import { assemble, ImageChanges, NewFrames, type PageCounts } from './assemble.ts';
 import { Catalogue } from './catalogue.ts';
 import { Compressor } from './compress.ts';
-import { type ImageSource, wholeFileSource } from './image-source.ts';
+import { checkSource, type ImageSource, wholeFileSource } from './image-source.ts';
 import { type ImageName, type Manifest, storedBytesOf } from './manifest.ts';
 import { encodeManifest } from './manifest-codec.ts';
 import { Pins } from './pins.ts';
@@ -242,6 +242,7 @@ async function plansOf(capture: LocalCapture, parent: Manifest | undefined): Pro
     const { sizeBytes, sources, parent: parentSources, first = [] } = capture[name];
     if (parent && parent.images[name].sizeBytes !== sizeBytes)
       throw new ThawError('conflict', `the ${name} of ${capture.snapshotId} is not of its parent's size`);
+    for (const source of sources) checkSource(source, sizeBytes);
     const runs = flatten(sources, sizeBytes);
     const parentRuns = parent && parentSources ? flatten(parentSources, sizeBytes) : undefined;
     if (first.length > 0) plans.push({ name, runs: restrictedTo(runs, first), parentRuns });
