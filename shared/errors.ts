@@ -41,6 +41,17 @@ export const errorKinds = {
   'shutting-down': kind(503, true, 'Thaw is draining; retry on another node or later.'),
   'restore-failed': kind(503, true, 'A VM could not be restored from its snapshot.'),
   'state-unavailable': kind(503, true, 'Redis does not answer.'),
+  'store-unavailable': kind(503, true, 'The snapshot store does not answer, or not now.'),
+  'store-refused': kind(
+    500,
+    false,
+    'The snapshot store refused: credentials, permissions, bucket or an operation it does not know.',
+  ),
+  'snapshot-damaged': kind(
+    500,
+    false,
+    'A stored part of the snapshot is missing or failed verification; nothing of it was used.',
+  ),
   'deadline-exceeded': kind(504, true, 'The work did not end before its deadline.'),
   'missing-package': kind(500, false, 'A host program is missing; the detail names the package to install.'),
   'image-failed': kind(
