@@ -77,7 +77,15 @@ export class FileTree implements FuseHandler {
         return node ? [entryReply(this.#attributes(node))] : 'ENOENT';
       }
       case 'getattr':
-        return [attributesReply({ ...this.#owner, nodeId: rootNodeId, sizeBytes: 0, mode: directoryMode, links: 2 })];
+        return [
+          attributesReply({
+            ...this.#owner,
+            nodeId: rootNodeId,
+            sizeBytes: 0,
+            mode: directoryMode,
+            links: 2,
+          }),
+        ];
       case 'opendir':
         return [openReply()];
       case 'readdir':
@@ -127,7 +135,11 @@ export class FileTree implements FuseHandler {
   }
 
   #entries(): DirectoryEntry[] {
-    const files = [...this.#byName.values()].map(({ nodeId, name }) => ({ nodeId, name, type: 'file' as const }));
+    const files = [...this.#byName.values()].map(({ nodeId, name }) => ({
+      nodeId,
+      name,
+      type: 'file' as const,
+    }));
     const root = { nodeId: rootNodeId, type: 'directory' as const };
     return [{ ...root, name: '.' }, { ...root, name: '..' }, ...files];
   }

@@ -1,41 +1,29 @@
-// Owns getting a verified frame: memory, then the tiers in order; each frame fetched once however many ask.
-// Refuses to own which bytes of it are wanted (page-source.ts) and the format (`decode` is handed in).
-// Invariant: no byte leaves here unverified; a frame that is corrupt in every tier is quarantined and never served.
+// Owns getting verified frames for page files: memory, then the snapshot's reader; each frame read once however many ask.
+// Refuses to own tiers and verification (pool/snapshot/frame-reader.ts) and which bytes are wanted (page-source.ts).
+// Invariant: memory is bounded; a damaged frame is quarantined, never read again and never served.
 import { withDeadline } from '../../shared/deadline.ts';
 import { ThawError } from '../../shared/errors.ts';
-import { FetchGate } from './fetch-gate.ts';
-import { FrameCache } from './frame-cache.ts';
-import type { FrameRef } from './page-layout.ts';
+import type { FrameRead, FrameTable } from '../snapshot/segment.ts';
+import type { RequestOptions } from '../store/blob-store.ts';
+import type { FetchGate } from './fetch-gate.ts';
+import type { FrameCache } from './frame-cache.ts';
 
-/** A place that holds segments. */
-export interface FrameTier {
-  readonly origin: 'local' | 'store';
-  /** @returns undefined when this tier does not have the segment. */
-  read(segment: string, offsetBytes: number, sizeBytes: number, signal: AbortSignal): Promise<Buffer | undefined>;
+/** Where a frame came from: this process's memory, or a tier by its name. */
+export type FrameOrigin = string;
+
+/** What a frame reader gives. */
+export interface FrameReading {
+  /** Verified, or rejected as a whole. @throws ThawError `snapshot-damaged` | `store-unavailable` | `deadline-exceeded`. */
+  read(plan: FrameRead, options?: RequestOptions): Promise<{ frame: number; bytes: Buffer; tier: string }[]>;
 }
 
-export type FrameOrigin = 'memory' | FrameTier['origin'];
-
-/** Decompresses and verifies. @throws when the bytes are not those of the frame. */
-export type FrameDecoder = (frame: FrameRef, stored: Buffer) => Promise<Buffer>;
-
-export interface VerifyFailure {
-  /** `refused`: this copy is not used; another is tried. `quarantined`: no copy is good, the frame is never served. */
-  kind: 'refused' | 'quarantined';
-  frame: FrameRef;
-  origin: FrameTier['origin'];
-  detail: string;
-}
-
-export interface FrameSourceOptions {
-  /** Nearest first. */
-  tiers: readonly FrameTier[];
-  decode: FrameDecoder;
-  onVerifyFailure: (failure: VerifyFailure) => void;
-  cacheBytes: number;
-  maxConcurrentReads: number;
-  /** For one read of one tier, which has its own retries. */
-  readTimeoutMs: number;
+/** What all page files of a process share. Keys are frame digests, so siblings share what they have in common. */
+export interface FrameHoldings {
+  cache: FrameCache;
+  gate: FetchGate;
+  inFlight: Map<string, Promise<FetchedFrame>>;
+  /** Digest → why. */
+  quarantined: Map<string, string>;
 }
 
 export interface FetchedFrame {
@@ -43,186 +31,144 @@ export interface FetchedFrame {
   origin: FrameOrigin;
 }
 
-interface Failure {
-  tier: FrameTier;
-  /** The bytes came and were not the frame's. */
-  corrupt: boolean;
-  detail: string;
+export interface RunConsumer {
+  /** Asked when the run's turn has come. */
+  wanted(): boolean;
+  /** Gets each frame, in order. */
+  onFrame(frame: number, fetched: FetchedFrame): Promise<void>;
+  /** Gets each frame that could not be had. */
+  onFailure(frame: number, error: unknown): void;
 }
 
-export const keyOf = (frame: FrameRef): string => `${frame.segment}:${frame.offsetBytes}`;
+export interface FrameSourceOptions {
+  frames: FrameTable;
+  reader: FrameReading;
+  holdings: FrameHoldings;
+  onQuarantined: (frame: number, detail: string) => void;
+  /** For one read with all its retries and tiers. */
+  readTimeoutMs: number;
+}
 
 export class FrameSource {
   readonly #options: FrameSourceOptions;
-  readonly #cache: FrameCache;
-  readonly #gate: FetchGate;
-  readonly #inFlight = new Map<string, Promise<FetchedFrame>>();
-  readonly #quarantined = new Map<string, string>();
 
   constructor(options: FrameSourceOptions) {
     this.#options = options;
-    this.#cache = new FrameCache(options.cacheBytes);
-    this.#gate = new FetchGate(options.maxConcurrentReads);
-  }
-
-  get stats(): { cacheBytes: number; inFlight: number; waiting: number; quarantined: number } {
-    return {
-      cacheBytes: this.#cache.sizeBytes,
-      inFlight: this.#inFlight.size,
-      waiting: this.#gate.waiting,
-      quarantined: this.#quarantined.size,
-    };
   }
 
   /** Without waiting. */
-  cached(frame: FrameRef): Buffer | undefined {
-    return this.#cache.get(keyOf(frame));
+  cached(frame: number): Buffer | undefined {
+    return this.#options.holdings.cache.get(this.#keyOf(frame));
   }
 
-  /** @throws ThawError `page-unavailable` | `page-corrupt`. */
-  async fetch(frame: FrameRef): Promise<FetchedFrame> {
-    const bytes = this.cached(frame);
+  /** @throws ThawError as the reader does. */
+  async fetch(frame: number): Promise<FetchedFrame> {
+    const { cache, inFlight, gate } = this.#options.holdings;
+    const key = this.#keyOf(frame);
+    const bytes = cache.get(key);
     if (bytes) return { bytes, origin: 'memory' };
-    const underWay = this.#inFlight.get(keyOf(frame));
+    const underWay = inFlight.get(key);
     if (underWay) return underWay;
     return this.#track(
-      frame,
-      this.#gate.run('fault', () => this.#throughTiers(frame)),
+      key,
+      gate.run('fault', () => this.#readAlone(frame)),
     );
   }
 
-  /**
-   * Ahead of need: frames of one segment, ascending, by one read of the range that holds them. Those that are here or
-   * on their way are not read again. A fault that meets a frame of the run waits for the run instead of reading it.
-   * @param onFrame gets each frame as it has been verified. @param onFailure gets each that has not.
-   */
-  async fetchRun(
-    frames: readonly FrameRef[],
-    onFrame: (frame: FrameRef, fetched: FetchedFrame) => Promise<void> | void,
-    onFailure: (frame: FrameRef, error: unknown) => void,
-  ): Promise<void> {
-    await this.#gate.run('ahead', async () => {
-      const missing = frames.filter((frame) => !this.#cache.has(keyOf(frame)) && !this.#inFlight.has(keyOf(frame)));
-      const arriving = missing.length > 0 ? this.#startRun(missing) : undefined;
-      for (const frame of frames)
+  /** Ahead of need. What is here or on its way is not read again; a fault that meets a frame of the run joins the run. */
+  async fetchRun(run: FrameRead, consumer: RunConsumer): Promise<void> {
+    await this.#options.holdings.gate.run('ahead', async () => {
+      if (!consumer.wanted()) return;
+      const arriving = this.#startRun(run);
+      for (const frame of run.frames)
         try {
-          await onFrame(frame, await (arriving?.get(frame) ?? this.fetch(frame)));
+          await consumer.onFrame(frame, await (arriving.get(frame) ?? this.fetch(frame)));
         } catch (error) {
-          onFailure(frame, error);
+          consumer.onFailure(frame, error);
         }
     });
   }
 
-  /** Registers every frame as on its way. Decoded one after the other, so that a run takes one thread and not all. */
-  #startRun(frames: readonly FrameRef[]): Map<FrameRef, Promise<FetchedFrame>> {
-    const arriving = new Map<FrameRef, Promise<FetchedFrame>>();
-    const read = this.#readRange(frames);
-    let previous: Promise<unknown> = read;
-    for (const frame of frames) {
-      const decoded = Promise.allSettled([previous]).then(async () => {
-        const { bytes, offsetBytes, origin } = await read;
-        const at = frame.offsetBytes - offsetBytes;
-        return this.#accept(frame, bytes.subarray(at, at + frame.storedBytes), origin);
-      });
-      previous = decoded;
-      // When the common read failed or this frame of it is corrupt: by itself, with all tiers to choose from.
-      const fetched = this.#track(
-        frame,
-        decoded.catch(() => this.#throughTiers(frame)),
+  /** Registers as on its way what the run will bring, so that faults join it. */
+  #startRun(run: FrameRead): Map<number, Promise<FetchedFrame>> {
+    const { cache, inFlight } = this.#options.holdings;
+    const missing = run.frames.filter((frame) => {
+      const key = this.#keyOf(frame);
+      return !cache.has(key) && !inFlight.has(key);
+    });
+    const arriving = new Map<number, Promise<FetchedFrame>>();
+    if (missing.length === 0) return arriving;
+    const read = this.#read(narrowed(run, missing, this.#options.frames));
+    for (const frame of missing) {
+      const key = this.#keyOf(frame);
+      // Of a run that failed each frame is read by itself: one damaged frame must not take its neighbours along.
+      const fetched = read.then(
+        (arrived) => arrived.get(frame) ?? this.#readAlone(frame),
+        () => this.#readAlone(frame),
       );
-      fetched.catch(() => {});
+      this.#track(key, fetched).catch(() => {});
       arriving.set(frame, fetched);
     }
     return arriving;
   }
 
-  async #readRange(
-    frames: readonly FrameRef[],
-  ): Promise<{ bytes: Buffer; offsetBytes: number; origin: FrameTier['origin'] }> {
-    const [first, last] = [frames[0]!, frames.at(-1)!];
-    const sizeBytes = last.offsetBytes + last.storedBytes - first.offsetBytes;
-    for (const tier of this.#options.tiers) {
-      const bytes = await this.#readTier(tier, first.segment, first.offsetBytes, sizeBytes).catch(() => undefined);
-      if (bytes?.length === sizeBytes) return { bytes, offsetBytes: first.offsetBytes, origin: tier.origin };
-    }
-    throw new ThawError('page-unavailable', `segment ${first.segment} could not be read`);
-  }
-
-  #track(frame: FrameRef, fetched: Promise<FetchedFrame>): Promise<FetchedFrame> {
-    const key = keyOf(frame);
-    this.#inFlight.set(key, fetched);
-    const landed = () => void this.#inFlight.delete(key);
-    fetched.then(landed, landed);
-    return fetched;
-  }
-
-  async #throughTiers(frame: FrameRef): Promise<FetchedFrame> {
-    const quarantined = this.#quarantined.get(keyOf(frame));
-    if (quarantined !== undefined) throw new ThawError('page-corrupt', quarantined);
-    const { tiers } = this.#options;
-    let failure: Failure | undefined;
-    for (const tier of tiers) {
-      const outcome = await this.#attempt(tier, frame);
-      if (outcome && 'bytes' in outcome) return outcome;
-      failure = outcome ?? failure;
-    }
-    // A store that cannot be reached has retried by itself; bytes that are wrong are worth a second look.
-    if (failure?.corrupt && failure.tier === tiers.at(-1)) {
-      const outcome = await this.#attempt(failure.tier, frame);
-      if (outcome && 'bytes' in outcome) return outcome;
-      if (outcome?.corrupt) this.#quarantine(frame, outcome);
-    }
-    throw failureOf(frame, failure);
-  }
-
-  async #attempt(tier: FrameTier, frame: FrameRef): Promise<FetchedFrame | Failure | undefined> {
-    let stored: Buffer | undefined;
+  async #readAlone(frame: number): Promise<FetchedFrame> {
+    const { quarantined } = this.#options.holdings;
+    const key = this.#keyOf(frame);
+    const reason = quarantined.get(key);
+    if (reason !== undefined) throw new ThawError('snapshot-damaged', reason);
     try {
-      stored = await this.#readTier(tier, frame.segment, frame.offsetBytes, frame.storedBytes);
-      if (stored === undefined) return undefined;
+      const fetched = (await this.#read(soleRead(this.#options.frames, frame))).get(frame);
+      if (!fetched) throw new ThawError('internal', `the frame reader left out frame ${frame}`);
+      return fetched;
     } catch (error) {
-      return { tier, corrupt: false, detail: (error as Error).message };
-    }
-    try {
-      return await this.#accept(frame, stored, tier.origin);
-    } catch (error) {
-      return { tier, corrupt: true, detail: (error as Error).message };
-    }
-  }
-
-  #readTier(tier: FrameTier, segment: string, offsetBytes: number, sizeBytes: number): Promise<Buffer | undefined> {
-    const { readTimeoutMs } = this.#options;
-    const read = tier.read(segment, offsetBytes, sizeBytes, AbortSignal.timeout(readTimeoutMs));
-    return withDeadline(`reading segment ${segment}`, readTimeoutMs, read);
-  }
-
-  async #accept(frame: FrameRef, stored: Buffer, origin: FrameTier['origin']): Promise<FetchedFrame> {
-    try {
-      checkLength('stored', stored, frame.storedBytes);
-      const bytes = await this.#options.decode(frame, stored);
-      checkLength('decoded', bytes, frame.rawBytes);
-      this.#cache.set(keyOf(frame), bytes);
-      return { bytes, origin };
-    } catch (error) {
-      const detail = (error as Error).message;
-      this.#options.onVerifyFailure({ kind: 'refused', frame, origin, detail });
+      if (error instanceof ThawError && error.code === 'snapshot-damaged') {
+        quarantined.set(key, `frame ${frame} is quarantined: ${error.message}`);
+        this.#options.onQuarantined(frame, error.message);
+      }
       throw error;
     }
   }
 
-  #quarantine(frame: FrameRef, { tier, detail }: Failure): void {
-    this.#quarantined.set(keyOf(frame), `frame ${keyOf(frame)} is quarantined: ${detail}`);
-    this.#options.onVerifyFailure({ kind: 'quarantined', frame, origin: tier.origin, detail });
+  async #read(plan: FrameRead): Promise<Map<number, FetchedFrame>> {
+    const { reader, holdings, readTimeoutMs } = this.#options;
+    const signal = AbortSignal.timeout(readTimeoutMs);
+    const opened = await withDeadline(
+      `reading frame ${plan.frames[0]}`,
+      readTimeoutMs,
+      reader.read(plan, { signal, timeoutMs: readTimeoutMs }),
+    );
+    for (const { frame, bytes } of opened) holdings.cache.set(this.#keyOf(frame), bytes);
+    return new Map(opened.map(({ frame, bytes, tier }) => [frame, { bytes, origin: tier }]));
+  }
+
+  #track(key: string, fetched: Promise<FetchedFrame>): Promise<FetchedFrame> {
+    const { inFlight } = this.#options.holdings;
+    inFlight.set(key, fetched);
+    const landed = () => void inFlight.delete(key);
+    fetched.then(landed, landed);
+    return fetched;
+  }
+
+  #keyOf(frame: number): string {
+    const { sha256 } = this.#options.frames;
+    return Buffer.from(sha256.buffer, sha256.byteOffset + frame * 32, 32).toString('latin1');
   }
 }
 
-function checkLength(what: string, bytes: Buffer, expected: number): void {
-  if (bytes.length !== expected)
-    throw new ThawError('page-corrupt', `${bytes.length} bytes ${what} instead of ${expected}`);
-}
+/** The read that brings one frame alone. */
+export const soleRead = (frames: FrameTable, frame: number): FrameRead => ({
+  segment: frames.segment[frame]!,
+  offsetBytes: frames.offsetBytes[frame]!,
+  sizeBytes: frames.storedBytes[frame]!,
+  frames: [frame],
+});
 
-const failureOf = (frame: FrameRef, failure: Failure | undefined): ThawError =>
-  new ThawError(
-    failure?.corrupt ? 'page-corrupt' : 'page-unavailable',
-    `frame ${keyOf(frame)}: ${failure?.detail ?? 'no tier has its segment'}`,
-  );
+/** The part of a read that brings only these of its frames. */
+function narrowed(run: FrameRead, wanted: number[], frames: FrameTable): FrameRead {
+  if (wanted.length === run.frames.length) return run;
+  const offsetBytes = frames.offsetBytes[wanted[0]!]!;
+  const last = wanted.at(-1)!;
+  const sizeBytes = frames.offsetBytes[last]! + frames.storedBytes[last]! - offsetBytes;
+  return { segment: run.segment, offsetBytes, sizeBytes, frames: wanted };
+}

@@ -38,7 +38,15 @@ export const requestBufferBytes = 64 * 1024;
 const maxWriteBytes = 4096;
 
 export const rootNodeId = 1;
-export const errno = { ENOENT: 2, EIO: 5, EAGAIN: 11, ENOTDIR: 20, EISDIR: 21, EROFS: 30, ENOSYS: 38 } as const;
+export const errno = {
+  ENOENT: 2,
+  EIO: 5,
+  EAGAIN: 11,
+  ENOTDIR: 20,
+  EISDIR: 21,
+  EROFS: 30,
+  ENOSYS: 38,
+} as const;
 export type Errno = keyof typeof errno;
 
 interface RequestHeader {
@@ -82,7 +90,11 @@ export function decodeRequest(buffer: Buffer, length: number): FuseRequest {
   return { ...header, ...decodeBody(opcode, header.nodeId, buffer.subarray(inHeaderBytes, length)) };
 }
 
-type RequestBody = FuseRequest extends infer R ? (R extends unknown ? Omit<R, keyof RequestHeader> : never) : never;
+type RequestBody = FuseRequest extends infer R
+  ? R extends unknown
+    ? Omit<R, keyof RequestHeader>
+    : never
+  : never;
 
 function decodeBody(opcode: number, nodeId: number, body: Buffer): RequestBody {
   switch (opcode) {
@@ -114,7 +126,17 @@ function decodeBody(opcode: number, nodeId: number, body: Buffer): RequestBody {
 /** Operations whose arguments we do not need. */
 const plainOps = new Map<number, RequestBody>(
   (
-    ['getattr', 'setattr', 'open', 'release', 'statfs', 'opendir', 'releasedir', 'interrupt', 'destroy'] as const
+    [
+      'getattr',
+      'setattr',
+      'open',
+      'release',
+      'statfs',
+      'opendir',
+      'releasedir',
+      'interrupt',
+      'destroy',
+    ] as const
   ).map((op) => [opcodes[op], { op }]),
 );
 
@@ -135,7 +157,14 @@ function outHeader(unique: number, error: number, bodyBytes: number): Buffer {
 
 /** A whole reply, as the pieces of one vectored write. */
 export function encodeReply(unique: number, body: readonly Buffer[] = []): Buffer[] {
-  return [outHeader(unique, 0, body.reduce((sum, piece) => sum + piece.length, 0)), ...body];
+  return [
+    outHeader(
+      unique,
+      0,
+      body.reduce((sum, piece) => sum + piece.length, 0),
+    ),
+    ...body,
+  ];
 }
 
 export const encodeError = (unique: number, error: Errno): Buffer[] => [outHeader(unique, -errno[error], 0)];
@@ -184,7 +213,11 @@ export interface Attributes {
 /** Names and attributes never change while they exist: the kernel may keep them. */
 const validSeconds = 24 * 60 * 60;
 
-function putAttributes(buffer: Buffer, { nodeId, sizeBytes, mode, links, uid, gid }: Attributes, at: number): void {
+function putAttributes(
+  buffer: Buffer,
+  { nodeId, sizeBytes, mode, links, uid, gid }: Attributes,
+  at: number,
+): void {
   putU64(buffer, nodeId, at);
   putU64(buffer, sizeBytes, at + 8);
   putU64(buffer, Math.ceil(sizeBytes / 512), at + 16);
@@ -230,7 +263,11 @@ export interface DirectoryEntry {
 }
 
 /** As many entries from the `offset`-th on as fit; empty at the end. */
-export function directoryReply(entries: readonly DirectoryEntry[], offset: number, sizeBytes: number): Buffer {
+export function directoryReply(
+  entries: readonly DirectoryEntry[],
+  offset: number,
+  sizeBytes: number,
+): Buffer {
   const records: Buffer[] = [];
   let roomBytes = sizeBytes;
   for (let index = offset; index < entries.length; index++) {

@@ -96,18 +96,21 @@ export class FuseSession {
   #dispatch(request: FuseRequest): void {
     switch (request.op) {
       case 'init':
-        return this.#init(request);
+        this.#init(request);
+        break;
       case 'forget':
         for (const { nodeId, lookups } of request.forgotten) this.#options.handler.forget(nodeId, lookups);
-        return;
+        break;
       case 'interrupt':
         // Never carried out: EINTR for the page of a fault is a SIGBUS for a VMM that merely got a signal. ENOSYS
         // makes the kernel stop asking.
-        return this.#reply(encodeError(request.unique, 'ENOSYS'));
+        this.#reply(encodeError(request.unique, 'ENOSYS'));
+        break;
       case 'destroy':
-        return this.#reply(encodeReply(request.unique));
+        this.#reply(encodeReply(request.unique));
+        break;
       default:
-        return this.#operate(request);
+        this.#operate(request);
     }
   }
 
@@ -115,7 +118,9 @@ export class FuseSession {
     const body = initReply(request, this.#options.limits);
     this.#reply(body ? encodeReply(request.unique, [body]) : encodeError(request.unique, 'EIO'));
     this.#markReady(
-      body ? undefined : new ThawError('mount-failed', `this kernel speaks FUSE ${request.major}.${request.minor}`),
+      body
+        ? undefined
+        : new ThawError('mount-failed', `this kernel speaks FUSE ${request.major}.${request.minor}`),
     );
   }
 
@@ -136,7 +141,10 @@ export class FuseSession {
   }
 
   #failed(request: FuseOperation, error: unknown): void {
-    this.#options.log.warn({ err: error, op: request.op, nodeId: request.nodeId }, 'page file request failed');
+    this.#options.log.warn(
+      { err: error, op: request.op, nodeId: request.nodeId },
+      'page file request failed',
+    );
     this.#answer(request, 'EIO');
   }
 
