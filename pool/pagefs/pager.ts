@@ -199,12 +199,15 @@ export class Pager {
   /** Files that are still open stay readable while this process lives. @returns whether the file system has ended. */
   async close(): Promise<boolean> {
     const inUse = this.opens > 0;
+    const released = this.#session.ended.then(() => this.#release());
     await unmountFuse(this.#options.mountDir);
-    if (inUse) return false;
-    await this.#session.ended;
+    if (!inUse) await released;
+    return !inUse;
+  }
+
+  async #release(): Promise<void> {
     await this.#device.close();
     for (const { file } of this.#served.values()) await file.source.close();
-    return true;
   }
 
   async #sourceOf(
