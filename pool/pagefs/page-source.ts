@@ -1,0 +1,228 @@
+// Owns the bytes of one page file: which frames and zeros make up a range, and keeping arrived frames in a plain file.
+// Refuses to own FUSE and getting frames (frame-source.ts). Invariant: a range is whole and verified or an error; zeros
+// stand only where the manifest's extents say so.
+import type { FileHandle } from 'node:fs/promises';
+import { pageBytes, piecesOf } from '../snapshot/extents.ts';
+import type { Image } from '../snapshot/manifest.ts';
+import type { FrameRead } from '../snapshot/segment.ts';
+import { FramePlaces } from './frame-places.ts';
+import type { FrameOrigin, FrameSource } from './frame-source.ts';
+import { GrowingFile, readFully } from './growing-file.ts';
+
+export interface RangeRead {
+  pieces: readonly Buffer[];
+  /** The slowest part's: `zero`, `memory`, `file` (a plain file here) or a tier's name. */
+  origin: FrameOrigin;
+}
+
+export interface PageSource {
+  readonly sizeBytes: number;
+  /** The range lies inside the file. @throws ThawError as the frame reader does. */
+  readRange(offsetBytes: number, sizeBytes: number): RangeRead | Promise<RangeRead>;
+  close(): Promise<void>;
+}
+
+/** A page file that is whole already: served so that first touches can be recorded. */
+export class PlainPageSource implements PageSource {
+  readonly sizeBytes: number;
+  readonly #file: FileHandle;
+  readonly #path: string;
+
+  constructor(file: FileHandle, path: string, sizeBytes: number) {
+    this.#file = file;
+    this.#path = path;
+    this.sizeBytes = sizeBytes;
+  }
+
+  async readRange(offsetBytes: number, sizeBytes: number): Promise<RangeRead> {
+    return { pieces: [await readFully(this.#file, offsetBytes, sizeBytes, this.#path)], origin: 'file' };
+  }
+
+  close(): Promise<void> {
+    return this.#file.close();
+  }
+}
+
+export interface FramePageSourceOptions {
+  image: Image;
+  frames: FrameSource;
+  /** Where the plain file comes to lie when all of it is here; nowhere when absent. */
+  keepPath?: string;
+  /** Keeping has ended: the file is whole, or an error (a full disk) after which pages are only kept in memory. */
+  onKept: (error?: Error) => void;
+}
+
+/** Puts bytes of the page file where its readers find them without asking. */
+export type Push = (offsetBytes: number, bytes: Buffer) => Promise<void>;
+
+const maxUnwrittenBytes = 32 * 1024 * 1024;
+const zeros = Buffer.alloc(1024 * 1024);
+
+export class FramePageSource implements PageSource {
+  readonly sizeBytes: number;
+  readonly #options: FramePageSourceOptions;
+  readonly #places: FramePlaces;
+  #kept: GrowingFile | undefined;
+  readonly #writing = new Map<number, Promise<void>>();
+  #unwrittenBytes = 0;
+  #closed = false;
+
+  private constructor(options: FramePageSourceOptions, places: FramePlaces, kept: GrowingFile | undefined) {
+    this.#options = options;
+    this.sizeBytes = options.image.sizeBytes;
+    this.#places = places;
+    this.#kept = kept;
+  }
+
+  static async open(options: FramePageSourceOptions): Promise<FramePageSource> {
+    const places = new FramePlaces(options.image);
+    const { keepPath } = options;
+    const kept = keepPath === undefined ? undefined : await GrowingFile.create(keepPath, places);
+    const source = new FramePageSource(options, places, kept);
+    if (kept?.missingFrames === 0) await source.#seal(kept);
+    return source;
+  }
+
+  /** Frames that the plain file still lacks; all that the image needs when none is kept. */
+  missingFrames(): number[] {
+    return this.#kept?.missing() ?? this.#places.frames();
+  }
+
+  readRange(offsetBytes: number, sizeBytes: number): RangeRead | Promise<RangeRead> {
+    const parts = this.#partsOf(offsetBytes, sizeBytes);
+    const ready = parts.map((part) => this.#atHand(part));
+    if (ready.every((part) => part !== undefined)) return joined(ready);
+    const kept = this.#kept;
+    if (kept && parts.every(({ frame }) => frame < 0 || kept.has(frame)))
+      return kept.readRange(offsetBytes, sizeBytes).then((bytes) => ({ pieces: [bytes], origin: 'file' }));
+    return Promise.all(parts.map((part, index) => ready[index] ?? this.#obtain(part))).then(joined);
+  }
+
+  /** Fetches by these reads what is not here. @returns how many frames could not be had, and why the first could not. */
+  async fetchAhead(runs: readonly FrameRead[], push?: Push): Promise<{ failed: number; error?: unknown }> {
+    const outcome: { failed: number; error?: unknown } = { failed: 0 };
+    const arrived = async (frame: number, bytes: Buffer) => {
+      const written = this.#keep(frame, bytes);
+      if (push)
+        for (const place of this.#places.spread(frame, bytes)) await push(place.offsetBytes, place.bytes);
+      await written;
+    };
+    const { frames } = this.#options;
+    await Promise.all(
+      runs.map((run) =>
+        frames.fetchRun(run, {
+          wanted: () => !this.#closed,
+          onFrame: (frame, { bytes }) => arrived(frame, bytes),
+          onFailure: (_, error) => {
+            outcome.failed++;
+            outcome.error ??= error;
+          },
+        }),
+      ),
+    );
+    return outcome;
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    const kept = this.#kept;
+    this.#kept = undefined;
+    await Promise.allSettled(this.#writing.values());
+    await kept?.close();
+  }
+
+  #partsOf(offsetBytes: number, sizeBytes: number): Part[] {
+    const endBytes = offsetBytes + sizeBytes;
+    const firstPage = Math.floor(offsetBytes / pageBytes);
+    const pageCount = Math.ceil(endBytes / pageBytes) - firstPage;
+    const parts: Part[] = [];
+    for (const piece of piecesOf(this.#options.image.extents, firstPage, pageCount)) {
+      const startBytes = piece.page * pageBytes;
+      const from = Math.max(startBytes, offsetBytes);
+      const to = Math.min(startBytes + piece.pageCount * pageBytes, endBytes);
+      const frameOffsetBytes = piece.framePage * pageBytes + (from - startBytes);
+      parts.push({ offsetBytes: from, sizeBytes: to - from, frame: piece.frame, frameOffsetBytes });
+    }
+    return parts;
+  }
+
+  #atHand(part: Part): RangeRead | undefined {
+    if (part.frame < 0) return { pieces: zerosOf(part.sizeBytes), origin: 'zero' };
+    const bytes = this.#options.frames.cached(part.frame);
+    return bytes && { pieces: [cut(bytes, part)], origin: 'memory' };
+  }
+
+  async #obtain(part: Part): Promise<RangeRead> {
+    if (this.#kept?.has(part.frame))
+      return { pieces: [await this.#kept.readRange(part.offsetBytes, part.sizeBytes)], origin: 'file' };
+    const { bytes, origin } = await this.#options.frames.fetch(part.frame);
+    if (this.#unwrittenBytes < maxUnwrittenBytes) void this.#keep(part.frame, bytes);
+    return { pieces: [cut(bytes, part)], origin };
+  }
+
+  /** Never rejects: a frame that cannot be kept has been served all the same. */
+  async #keep(frame: number, bytes: Buffer): Promise<void> {
+    const kept = this.#kept;
+    if (!kept || kept.has(frame)) return;
+    const underWay = this.#writing.get(frame);
+    if (underWay) return underWay;
+    const written = this.#write(kept, frame, bytes).finally(() => this.#writing.delete(frame));
+    this.#writing.set(frame, written);
+    return written;
+  }
+
+  async #write(kept: GrowingFile, frame: number, bytes: Buffer): Promise<void> {
+    this.#unwrittenBytes += bytes.length;
+    try {
+      await kept.write(frame, bytes);
+      if (kept.missingFrames === 0) await this.#seal(kept);
+    } catch (error) {
+      await this.#giveUp(kept, error as Error);
+    } finally {
+      this.#unwrittenBytes -= bytes.length;
+    }
+  }
+
+  async #seal(kept: GrowingFile): Promise<void> {
+    await kept.seal();
+    this.#options.onKept();
+  }
+
+  async #giveUp(kept: GrowingFile, error: Error): Promise<void> {
+    if (this.#kept !== kept) return;
+    this.#kept = undefined;
+    this.#options.onKept(error);
+    // Reads that are under way hold the file open by themselves until they have ended.
+    await kept.close().catch(() => {});
+  }
+}
+
+interface Part {
+  offsetBytes: number;
+  sizeBytes: number;
+  /** Negative: zero. */
+  frame: number;
+  frameOffsetBytes: number;
+}
+
+const cut = (bytes: Buffer, { frameOffsetBytes, sizeBytes }: Part): Buffer =>
+  bytes.subarray(frameOffsetBytes, frameOffsetBytes + sizeBytes);
+
+function zerosOf(sizeBytes: number): Buffer[] {
+  const pieces: Buffer[] = [];
+  for (let left = sizeBytes; left > 0; left -= zeros.length)
+    pieces.push(zeros.subarray(0, Math.min(left, zeros.length)));
+  return pieces;
+}
+
+const originRank = ['zero', 'memory', 'file', 'local'];
+const rankOf = (origin: FrameOrigin): number => {
+  const rank = originRank.indexOf(origin);
+  return rank < 0 ? originRank.length : rank;
+};
+
+function joined(parts: readonly RangeRead[]): RangeRead {
+  let origin = 'zero';
+  for (const part of parts) if (rankOf(part.origin) > rankOf(origin)) origin = part.origin;
+  return { pieces: parts.flatMap((part) => part.pieces), origin };
+}
