@@ -140,8 +140,11 @@ describe('a command', () => {
       return true;
     });
     assert.ok(performance.now() - startedAtMs < 10_000);
-    const running = await sbx.commands.list();
-    assert.ok(!running.some(({ args }) => args.includes('sleep 60')));
+    // Told first, reaped then.
+    await eventually(
+      'its end',
+      async () => !(await sbx.commands.list()).some(({ args }) => args.includes('sleep 60')),
+    );
   });
 
   it('reads what it is given, all of it or open-ended', async () => {
@@ -303,7 +306,7 @@ describe('files', () => {
     for (const call of [
       () => sbx.files.list('plain'),
       () => sbx.files.read('/'),
-      () => sbx.files.write('/', 'x'),
+      () => sbx.files.write('/', 'x'.repeat(5_000_000)),
       () => sbx.files.makeDir('plain'),
       () => sbx.files.write('plain/below', 'x'),
     ])
