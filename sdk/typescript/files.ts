@@ -146,5 +146,5 @@ function transferTimeoutMs(requestTimeoutMs: number, data: FileContent): number 
   if (requestTimeoutMs === 0 || data instanceof ReadableStream) return requestTimeoutMs;
   const sizeBytes =
     typeof data === 'string' ? data.length : data instanceof Blob ? data.size : data.byteLength;
-  return requestTimeoutMs + (sizeBytes / slowestBytesPerSecond) * 1_000;
+  return requestTimeoutMs + Math.ceil(sizeBytes / slowestBytesPerSecond) * 1_000;
 }

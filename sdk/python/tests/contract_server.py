@@ -36,6 +36,8 @@ class Answer:
     hang: bool = False
     # True: the body is sent in chunks of one byte.
     chunked: bool = False
+    # True: it is sent before the request's body is read, and that body never is.
+    early: bool = False
 
 
 class ContractServer:
@@ -60,6 +62,9 @@ class ContractServer:
     def on(self, route: str, *answers: Answer) -> None:
         """Answers of one route in turn; the last one stays. Args: route: for example `POST /v2/sandboxes`."""
         self._answers[route] = list(answers)
+
+    def is_early(self, route: str) -> bool:
+        return any(answer.early for answer in self._answers.get(route, []))
 
     def answer_of(self, asked: Asked) -> Answer:
         self.asked.append(asked)
@@ -86,6 +91,10 @@ class ContractServer:
 
             def _any(self) -> None:
                 target = urlsplit(self.path)
+                if contract.is_early(f"{self.command} {target.path}"):
+                    self._send(contract.answer_of(Asked(self.command, target.path, {}, {}, b"")))
+                    contract.closing.wait()
+                    return
                 asked = Asked(
                     self.command,
                     target.path,

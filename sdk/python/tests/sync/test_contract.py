@@ -212,6 +212,15 @@ class Contract(TestCase):
             self.assertEqual(self.server.last.headers["x-metadata-k"], "v")
             self.assertEqual(self.server.last.headers["authorization"], "Basic cm9vdDo=")
 
+    def test_hears_a_refusal_while_it_sends(self) -> None:
+        sandbox = self.sandbox()
+        refusal = Answer(413, {"code": 413, "message": "too large"}, early=True)
+        self.server.on("POST /files", refusal)
+        content = b"x" * 20_000_000
+        for data in (content, io.BytesIO(content)):
+            with self.assertRaisesRegex(InvalidRequestError, "too large"):
+                sandbox.files.write("large", data, request_timeout=10)
+
     def test_has_a_class_for_each_failure(self) -> None:
         headers = {"x-thaw-error": "no-capacity", "retry-after": "7", "x-request-id": "r1"}
         self.server.on("GET /v2/sandboxes", Answer(503, {"code": 503, "message": "full"}, headers))
