@@ -122,9 +122,10 @@ describe('a command', () => {
 
   it('has environment, directory and user as asked', async () => {
     await sbx.files.makeDir('where');
+    const { path } = await sbx.files.getInfo('where');
     const { stdout } = await sbx.commands.run('echo $FROM_SANDBOX $OWN; pwd; echo $USER', {
       envs: { OWN: 'own' },
-      cwd: 'where',
+      cwd: path,
       ...(world.hasVms ? { user: 'root' } : {}),
     });
     assert.match(stdout, world.hasVms ? /^yes own\n.*\/where\nroot\n$/ : /^yes own\n.*\/where\n/);
@@ -216,8 +217,11 @@ describe('a command', () => {
     assert.equal(await sbx.commands.kill('aborted'), true);
   });
 
-  it('is one of 50 at once', async () => {
-    const all = Array.from({ length: 50 }, (_, index) => sbx.commands.run(`sleep 0.2; echo ${index}`));
+  it('is one of many at once', async () => {
+    // A login shell takes an emulated CPU most of a second.
+    const all = Array.from({ length: world.hasVms ? 10 : 50 }, (_, index) =>
+      sbx.commands.run(`sleep 0.2; echo ${index}`),
+    );
     const outputs = (await Promise.all(all)).map(({ stdout }) => Number(stdout));
     assert.deepEqual(outputs, [...all.keys()]);
   });

@@ -106,9 +106,10 @@ class Wire(TestCase):
 
     def test_has_environment_directory_and_user_as_asked(self) -> None:
         self.sbx.files.make_dir("where")
+        info = self.sbx.files.get_info("where")
         user = "root" if HAS_VMS else None
         script = "echo $FROM_SANDBOX $OWN; pwd; echo $USER"
-        result = self.sbx.commands.run(script, envs={"OWN": "own"}, cwd="where", user=user)
+        result = self.sbx.commands.run(script, envs={"OWN": "own"}, cwd=info.path, user=user)
         self.assertRegex(result.stdout, r"^yes own\n.*/where\n" + ("root\n$" if HAS_VMS else ""))
         with self.assertRaises(InvalidRequestError):
             self.sbx.commands.run("true", cwd="/no/such")
@@ -184,12 +185,14 @@ class Wire(TestCase):
         with self.assertRaisesRegex(RuntimeError, "mine"):
             handle.wait()
 
-    def test_runs_50_commands_at_once(self) -> None:
+    def test_runs_many_commands_at_once(self) -> None:
         def call(index: int) -> Any:
             return lambda: self.sbx.commands.run(f"sleep 0.2; echo {index}")
 
-        results = all_of([call(index) for index in range(50)])
-        self.assertEqual([int(result.stdout) for result in results], list(range(50)))
+        # A login shell takes an emulated CPU most of a second.
+        count = 10 if HAS_VMS else 50
+        results = all_of([call(index) for index in range(count)])
+        self.assertEqual([int(result.stdout) for result in results], list(range(count)))
 
     def test_writes_and_reads_text_bytes_and_streams(self) -> None:
         files = self.sbx.files
