@@ -19,7 +19,7 @@ if (named.length > 0) {
   check('types', ['node_modules/typescript/bin/tsc', '--noEmit']);
   check('style', ['node_modules/@biomejs/biome/bin/biome', 'check', '.']);
   check('host packages', ['services/cli/main.ts', 'setup']);
-  const unit = ['shared', 'pool', 'services', 'images', 'sdk', 'loadtest', 'test/house'];
+  const unit = ['shared', 'pool', 'services', 'images', 'sdk', 'loadtest', 'test/house', 'test/sdk'];
   await tests('unit tests', filesOf(unit, '**/*.test.ts', '.vm.test.ts'), availableParallelism());
   if (isFast) skipReasons.push('real VMs: left out by --fast');
   else {

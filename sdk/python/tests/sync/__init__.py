@@ -1,0 +1,1 @@
+# Made from ../aio/__init__.py by make_sync.py: change that.
