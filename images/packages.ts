@@ -44,6 +44,9 @@ export const kernelModules: readonly string[] = [
   'drivers/net/net_failover',
   'drivers/net/virtio_net',
   'drivers/char/virtio_console',
+  'net/vmw_vsock/vsock',
+  'net/vmw_vsock/vmw_vsock_virtio_transport_common',
+  'net/vmw_vsock/vmw_vsock_virtio_transport',
 ];
 
 /** Host programs that build the image, with the Debian package that carries each. */
@@ -53,6 +56,7 @@ export const buildPrograms: Readonly<Record<string, string>> = {
   mke2fs: 'e2fsprogs',
   cpio: 'cpio',
   zstd: 'zstd',
+  lz4: 'lz4',
   'dpkg-deb': 'dpkg',
   tar: 'tar',
   strip: 'binutils',

@@ -1,4 +1,4 @@
-// Owns the kernel calls of the after-restore step, and pipes that a child may open by name.
+// Owns the kernel calls of the after-restore step, calls to the host by vsock, and pipes that a child may open by name.
 // Invariant: a call that fails throws with its name and errno.
 import { closeSync, openSync } from 'node:fs';
 import { foreign, lastErrno } from './native-library.ts';
@@ -45,4 +45,33 @@ export function makePipe(): Pipe {
   const fds = new Int32Array(2);
   checked('pipe2', foreign('pipe2', 'int', ['void *', 'int'])(fds, closeOnExec));
   return { readFd: fds[0]!, writeFd: fds[1]! };
+}
+
+const addressFamilyVsock = 40;
+const streamSocket = 1;
+const hostCid = 2;
+
+/** @returns the descriptor of a stream connection to `port` of the host. */
+export async function connectVsock(port: number): Promise<number> {
+  const fd = foreign('socket', 'int', ['int', 'int', 'int'])(
+    addressFamilyVsock,
+    streamSocket | closeOnExec,
+    0,
+  ) as number;
+  if (fd < 0) throw new Error(`socket(AF_VSOCK) failed with errno ${lastErrno()}`);
+  // struct sockaddr_vm: family, reserved, port, cid, flags and zeros.
+  const address = Buffer.alloc(16);
+  address.writeUInt16LE(addressFamilyVsock, 0);
+  address.writeUInt32LE(port, 4);
+  address.writeUInt32LE(hostCid, 8);
+  const connect = foreign('connect', 'int', ['int', 'void *', 'uint32_t']);
+  // In a thread of its own: the call waits for the host.
+  const result = await new Promise<number>((resolve, reject) =>
+    connect.async(fd, address, address.length, (error: Error | null, value: number) =>
+      error ? reject(error) : resolve(value),
+    ),
+  );
+  if (result === 0) return fd;
+  closeSync(fd);
+  throw new Error(`connect to the host's vsock port ${port} failed`);
 }
