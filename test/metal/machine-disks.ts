@@ -3,9 +3,10 @@
 // Invariant: a cached root appears under its final name only when it is whole; nothing is downloaded but packages.
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { access, copyFile, cp, mkdir, readdir, readFile, realpath, rename, rm, truncate } from 'node:fs/promises';
-import { join } from 'node:path';
+import { access, chmod, copyFile, cp, mkdir, readdir, readFile, realpath, rename, rm, truncate } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
 import { promisify } from 'node:util';
+import type { GuestImage } from '../../pool/hypervisor/hypervisor.ts';
 import { Cleanup } from '../../shared/cleanup.ts';
 
 const run = promisify(execFile);
@@ -38,8 +39,7 @@ export interface MachineDisks {
 
 export interface Payload {
   binaryPath: string;
-  /** Directory of the guest image, copied as it is. */
-  imagesDir: string;
+  image: GuestImage;
 }
 
 /** Builds the root disk when the cache has none of these inputs. @returns its directory. */
@@ -57,6 +57,7 @@ export async function ensureMachineRoot(cacheDir: string, onProgress: (step: str
   const tree = join(partial, 'tree');
   await run('mmdebstrap', [...debstrapOptions, `--include=${packages.join(',')}`, 'bookworm', tree]);
   await copyFile(join(import.meta.dirname, 'init.sh'), join(tree, 'init.sh'));
+  await chmod(join(tree, 'init.sh'), 0o755);
   for (const [prefix, name] of [
     ['vmlinuz-', 'kernel'],
     ['initrd.img-', 'initrd'],
@@ -81,19 +82,19 @@ export async function makeDisks(
   const thaw = join(tree, 'thaw');
   await mkdir(thaw, { recursive: true });
   for (const path of await projectFiles()) await cp(join(projectDir, path), join(thaw, path));
-  await cp(await realpath(join(projectDir, 'node_modules')), join(thaw, 'node_modules'), {
-    recursive: true,
-    dereference: false,
-    verbatimSymlinks: true,
-  });
-  await cp(payload.imagesDir, join(tree, 'images'), { recursive: true });
+  await copyTree(await realpath(join(projectDir, 'node_modules')), join(thaw, 'node_modules'));
+  // Where the project looks for it, with the home directory that `init.sh` sets.
+  const imagesDir = join(tree, 'home/.cache/thaw');
+  await mkdir(imagesDir, { recursive: true });
+  const imageDir = dirname(payload.image.rootPath);
+  await copyTree(imageDir, join(imagesDir, basename(imageDir)));
   await mkdir(join(tree, 'bin'));
   await copyFile(payload.binaryPath, join(tree, 'bin', 'cloud-hypervisor'));
   const payloadPath = join(runDir, 'payload.ext4');
   await makeExt4(payloadPath, payloadSizeBytes, tree);
   await rm(tree, { recursive: true });
   const rootPath = join(runDir, 'root.ext4');
-  await run('cp', ['--sparse=always', '--reflink=auto', '--', join(rootDir, 'root'), rootPath]);
+  await copyTree(join(rootDir, 'root'), rootPath);
   return { kernelPath: join(rootDir, 'kernel'), initrdPath: join(rootDir, 'initrd'), rootPath, payloadPath };
 }
 
@@ -114,6 +115,10 @@ async function projectFiles(): Promise<string[]> {
   const listed = stdout.split('\0').filter((path) => path !== '');
   const present = await Promise.all(listed.map((path) => exists(join(projectDir, path))));
   return listed.filter((path, index) => present[index] && path !== 'node_modules');
+}
+
+async function copyTree(from: string, to: string): Promise<void> {
+  await run('cp', ['--archive', '--sparse=always', '--reflink=auto', '--', from, to]);
 }
 
 async function makeExt4(path: string, sizeBytes: number, tree: string): Promise<void> {

@@ -23,11 +23,12 @@ export interface RunOptions {
 
 export class NestedMachine implements AsyncDisposable {
   readonly #child: Child;
-  readonly #port: number;
+  /** Loopback port of its command server. */
+  readonly port: number;
 
   private constructor(child: Child, port: number) {
     this.#child = child;
-    this.#port = port;
+    this.port = port;
   }
 
   /** @throws ThawError `deadline-exceeded` when its command server does not answer in time. */
@@ -57,7 +58,7 @@ export class NestedMachine implements AsyncDisposable {
 
   /** @returns the exit code; a program ended by a signal counts as 1. */
   async run(request: CommandRequest, options: RunOptions): Promise<number> {
-    const socket = connect(this.#port, '127.0.0.1');
+    const socket = connect(this.port, '127.0.0.1');
     try {
       const running = converse(socket, request, options);
       const ended = this.#child.exited.then(() => Promise.reject(new Error('the nested machine ended')));
