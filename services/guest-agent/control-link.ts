@@ -84,7 +84,10 @@ class DeviceSink implements ControlSink {
   #writeNext(): void {
     const bytes = this.#queue[0];
     this.#writing = bytes !== undefined;
-    if (bytes === undefined) return this.#onIdle?.();
+    if (bytes === undefined) {
+      this.#onIdle?.();
+      return;
+    }
     write(this.#fd, bytes, 0, bytes.length, null, (error, writtenBytes) => {
       const doneBytes = error ? bytes.length : writtenBytes;
       this.pendingBytes -= doneBytes;

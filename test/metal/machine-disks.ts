@@ -3,7 +3,19 @@
 // Invariant: a cached root appears under its final name only when it is whole; nothing is downloaded but packages.
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { access, chmod, copyFile, cp, mkdir, readdir, readFile, realpath, rename, rm, truncate } from 'node:fs/promises';
+import {
+  access,
+  chmod,
+  copyFile,
+  cp,
+  mkdir,
+  readdir,
+  readFile,
+  realpath,
+  rename,
+  rm,
+  truncate,
+} from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import type { GuestImage } from '../../pool/hypervisor/hypervisor.ts';
@@ -43,7 +55,10 @@ export interface Payload {
 }
 
 /** Builds the root disk when the cache has none of these inputs. @returns its directory. */
-export async function ensureMachineRoot(cacheDir: string, onProgress: (step: string) => void): Promise<string> {
+export async function ensureMachineRoot(
+  cacheDir: string,
+  onProgress: (step: string) => void,
+): Promise<string> {
   const init = await readFile(join(import.meta.dirname, 'init.sh'));
   const key = createHash('sha256').update(JSON.stringify(packages)).update(init).digest('hex').slice(0, 16);
   const dir = join(cacheDir, `root-${key}`);
