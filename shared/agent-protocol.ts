@@ -9,6 +9,8 @@ export const agentPort = 49983;
 export const runnerPort = 8080;
 /** Name of the virtio-serial port that carries the control channel. */
 export const controlPortName = 'thaw.control';
+/** Where there is no such port: the host's vsock port that the agent calls. */
+export const controlVsockPort = 1024;
 /** Header that authorises the internal `/_thaw/*` routes; its value is the secret given in `restore` or `boot`. */
 export const secretHeader = 'x-thaw-secret';
 /** Header a runner sets on a response that stands for a failure of the function's own code. */
@@ -153,7 +155,7 @@ export interface SandboxInit {
 
 // --- How the agent is started (environment variables) ---
 // THAW_AGENT_MODE     `guest` (tini's child in a VM) or `process` (a host process: no clock, host name or entropy changes)
-// THAW_AGENT_CONTROL  guest: path of the virtio-serial device; process: path of a unix socket the agent listens on
+// THAW_AGENT_CONTROL  guest: path of the virtio-serial device, or `vsock:PORT` of the host; process: path of a unix socket the agent listens on
 // THAW_AGENT_ROOT     directory of the agent's state: ROOT/function is the bundle. guest: /srv/thaw
 // THAW_AGENT_PORT     HTTP port; 0 picks a free one (process). Bound to 0.0.0.0 in a guest, 127.0.0.1 in process mode.
 // In process mode the agent keeps ROOT/runner.json and ROOT/nonce and, when they exist at start, starts that runner

@@ -15,6 +15,8 @@ export interface Paths {
   readonly vmsDir: string;
   readonly bundlesDir: string;
   readonly hypervisorChoice: string;
+  readonly networkDir: string;
+  readonly jailDir: string;
   readonly log: string;
   vmDir(vmId: string): string;
   snapshotDir(snapshotId: string): string;
@@ -44,6 +46,8 @@ export function pathsOf(dataDir: string): Paths {
     vmsDir: under('vms'),
     bundlesDir: under('bundles'),
     hypervisorChoice: under('hypervisor.json'),
+    networkDir: under('network'),
+    jailDir: under('jail'),
     log: under('thaw.log'),
     vmDir: (vmId) => under('vms', checked(vmIdPattern, vmId)),
     snapshotDir: (snapshotId) => under('snapshots', checked(snapshotIdPattern, snapshotId)),

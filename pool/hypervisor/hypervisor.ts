@@ -22,6 +22,8 @@ export interface GuestImage {
   /** SHA-256 over all inputs; names the image. */
   digest: string;
   kernelPath: string;
+  /** The same kernel unpacked, an ELF file with a PVH entry. */
+  vmlinuxPath: string;
   initrdPath: string;
   rootPath: string;
   /** Sparse, formatted, empty writable disk. */

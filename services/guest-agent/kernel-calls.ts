@@ -1,4 +1,4 @@
-// Owns the kernel calls of the after-restore step, pipes that a child may open by name, and pseudo-terminals.
+// Owns the kernel calls of the after-restore step, calls to the host by vsock, pipes that a child may open by name, and pseudo-terminals.
 // Invariant: a call that fails throws with its name and the system's error code.
 import { closeSync, constants, fchownSync, openSync } from 'node:fs';
 import { getSystemErrorName } from 'node:util';
@@ -91,4 +91,33 @@ export function setTerminalSize(fd: number, { cols, rows }: TerminalSize): void 
   size.writeUInt16LE(rows, 0);
   size.writeUInt16LE(cols, 2);
   ioctl('TIOCSWINSZ', fd, setWindowSize, size);
+}
+
+const addressFamilyVsock = 40;
+const streamSocket = 1;
+const hostCid = 2;
+
+/** @returns the descriptor of a stream connection to `port` of the host. */
+export async function connectVsock(port: number): Promise<number> {
+  const fd = foreign('socket', 'int', ['int', 'int', 'int'])(
+    addressFamilyVsock,
+    streamSocket | closeOnExec,
+    0,
+  ) as number;
+  if (fd < 0) throw new Error(`socket(AF_VSOCK) failed with errno ${lastErrno()}`);
+  // struct sockaddr_vm: family, reserved, port, cid, flags and zeros.
+  const address = Buffer.alloc(16);
+  address.writeUInt16LE(addressFamilyVsock, 0);
+  address.writeUInt32LE(port, 4);
+  address.writeUInt32LE(hostCid, 8);
+  const connect = foreign('connect', 'int', ['int', 'void *', 'uint32_t']);
+  // In a thread of its own: the call waits for the host.
+  const result = await new Promise<number>((resolve, reject) =>
+    connect.async(fd, address, address.length, (error: Error | null, value: number) =>
+      error ? reject(error) : resolve(value),
+    ),
+  );
+  if (result === 0) return fd;
+  closeSync(fd);
+  throw new Error(`connect to the host's vsock port ${port} failed`);
 }

@@ -7,7 +7,7 @@ import type { ControlRequest } from '../../shared/agent-protocol.ts';
 import { afterRestore } from './after-restore.ts';
 import { AgentState } from './agent-state.ts';
 import { ControlChannel, type ControlReply } from './control-channel.ts';
-import { serveDevice, serveSocket } from './control-link.ts';
+import { serveDevice, serveSocket, serveVsock } from './control-link.ts';
 import { FunctionRunner, type ProgressSink } from './function-runner.ts';
 import { type AgentParts, serveHttp } from './http-server.ts';
 import { LineLog } from './line-log.ts';
@@ -54,6 +54,8 @@ async function main(): Promise<void> {
     channel = opened;
     return (text: string) => opened.receive(text);
   };
+  const vsockPort = /^vsock:(\d+)$/.exec(settings.controlPath)?.[1];
+  if (settings.mode === 'guest' && vsockPort) return await serveVsock(Number(vsockPort), connect);
   if (settings.mode === 'guest') return await serveDevice(settings.controlPath, connect);
   const close = await serveSocket(settings.controlPath, connect);
   for (const signal of ['SIGTERM', 'SIGINT'] as const) process.once(signal, () => shutDown(agent, close));

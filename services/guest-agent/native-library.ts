@@ -6,7 +6,7 @@ import { createRequire } from 'node:module';
 import { join } from 'node:path';
 
 // biome-ignore lint/suspicious/noExplicitAny: the type of a foreign function is its declaration string
-type ForeignFunction = (...args: any[]) => any;
+type ForeignFunction = ((...args: any[]) => any) & { async: (...args: any[]) => void };
 interface Koffi {
   load(path: string | null): { func(name: string, result: string, parameters: string[]): ForeignFunction };
   errno(): number;

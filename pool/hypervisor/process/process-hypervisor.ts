@@ -42,6 +42,7 @@ export function createProcessHypervisor(options: ProcessOptions): Hypervisor {
 export const hostAsImage: GuestImage = {
   digest: 'host',
   kernelPath: '/dev/null',
+  vmlinuxPath: '/dev/null',
   initrdPath: '/dev/null',
   rootPath: '/dev/null',
   blankDiskPath: '/dev/null',
