@@ -36,7 +36,11 @@ export const errorKinds = {
   internal: kind(500, false, 'An unexpected error; the log holds it under this requestId.'),
   'not-implemented': kind(501, false, 'This version of Thaw does not offer this.'),
   'vm-died': kind(502, true, 'The VM ended while it served the request.'),
-  'pager-lost': kind(502, true, 'The process that served the memory pages of the VM ended, and the VM with it.'),
+  'pager-lost': kind(
+    502,
+    true,
+    'The process that served the memory pages of the VM ended, and the VM with it.',
+  ),
   'guest-unreachable': kind(502, true, 'The guest did not accept the connection.'),
   'no-capacity': kind(503, true, 'No VM could be had before the deadline: memory or VM limit reached.'),
   'shutting-down': kind(503, true, 'Thaw is draining; retry on another node or later.'),

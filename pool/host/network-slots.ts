@@ -241,7 +241,13 @@ async function configure(slot: Slot, resolver: string): Promise<void> {
   ];
   await runTool('ip', ['-batch', '-'], outside.join('\n'));
   // -e: a host without IPv6 has no such key.
-  await slot.inside('sysctl', ['-q', '-e', '-w', 'net.ipv4.ip_forward=1', 'net.ipv6.conf.all.disable_ipv6=1']);
+  await slot.inside('sysctl', [
+    '-q',
+    '-e',
+    '-w',
+    'net.ipv4.ip_forward=1',
+    'net.ipv6.conf.all.disable_ipv6=1',
+  ]);
   await runTool('ip', ['-netns', namespace, '-batch', '-'], inside.join('\n'));
   await slot.inside('nft', ['-f', '-'], namespaceRules({ slotAddress: address, hostAddress, resolver }));
 }
