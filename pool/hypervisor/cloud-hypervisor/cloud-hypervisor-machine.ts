@@ -109,6 +109,10 @@ export class CloudHypervisorMachine implements Machine {
     }
   }
 
+  async resume(): Promise<void> {
+    await this.#vmm.api.resume();
+  }
+
   async destroy(): Promise<void> {
     this.#channel.close();
     await this.#vmm.end();
