@@ -89,6 +89,10 @@ export class SimulatedVm implements Vm {
     this.#end(reason);
   }
 
+  async capture(): Promise<never> {
+    throw new ThawError('not-implemented', 'a simulated VM holds nothing');
+  }
+
   destroy(): Promise<void> {
     this.destroyed ??= elapse(this.#destroyMs).then(() => {
       this.#end('destroyed');

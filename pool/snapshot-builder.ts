@@ -1,12 +1,9 @@
 // Owns how snapshots come to be: a template by booting once, a function version by working in a copy of a template.
 // Refuses to own restores for use (vm-factory.ts). Invariant: a snapshot directory appears under its final name only
 // when it is whole; everything before lives under '.partial' and is thrown away.
-import { execFile } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
-import { access, mkdir, open, rename, rm } from 'node:fs/promises';
-import { promisify } from 'node:util';
+import { access, link, mkdir, open, rename, rm, stat } from 'node:fs/promises';
 import { Cleanup } from '../shared/cleanup.ts';
-import { withDeadline } from '../shared/deadline.ts';
 import { ThawError } from '../shared/errors.ts';
 import type { ResolvedManifest } from '../shared/function-manifest.ts';
 import { newSnapshotId, newVmId, snapshotIdOf } from '../shared/ids.ts';
@@ -16,12 +13,21 @@ import { AgentClient } from './guest/agent-client.ts';
 import { ControlClient } from './guest/control-client.ts';
 import { type GuestIdentity, handshake } from './guest/handshake.ts';
 import { prime } from './guest/runner-client.ts';
-import { capturedFilesIn, type Paths } from './host/paths.ts';
+import { capturedFilesIn, cloneFilesDir, type Paths, snapshotFilesIn } from './host/paths.ts';
+import { mergeLayers } from './hypervisor/disk-layer/layers.ts';
+import { isLayer } from './hypervisor/disk-layer/read-layer.ts';
 import type { GuestImage, Hypervisor, Machine, MachineShape } from './hypervisor/hypervisor.ts';
-import { differences, readRecord, recordFormat, writeRecord } from './snapshot/record.ts';
+import { copySparse } from './snapshot/materialise.ts';
+import {
+  differences,
+  ownBytes,
+  publishDirectory,
+  readRecord,
+  recordFormat,
+  type SnapshotRecord,
+  writeRecord,
+} from './snapshot/record.ts';
 import type { FunctionBuildRequest, SnapshotBuilder } from './vm.ts';
-
-const run = promisify(execFile);
 
 export interface SnapshotBuilderOptions {
   hypervisor: Hypervisor;
@@ -30,6 +36,17 @@ export interface SnapshotBuilderOptions {
   log: Log;
   bootTimeoutMs?: number;
   startTimeoutMs?: number;
+}
+
+/** A machine with its memory in `partialDir`, ready to become a snapshot. */
+interface CaptureWork {
+  snapshotId: string;
+  shape: MachineShape;
+  machine: Machine;
+  control: ControlClient;
+  partialDir: string;
+  /** Absent for a template. */
+  of?: { template: SnapshotRecord; templateDiskPath: string; prime: string[] };
 }
 
 export class LocalSnapshotBuilder implements SnapshotBuilder {
@@ -58,9 +75,7 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
     const record = await readRecord(this.#options.paths.snapshotDir(snapshotId));
     if (!record) return false;
     const ours = await this.#options.hypervisor.compatibility(this.#options.image);
-    return (
-      differences(record.compatibility, ours) === '' && (await exists(capturedFilesIn(record.dir).pagesPath))
-    );
+    return differences(record.compatibility, ours) === '' && (await exists(memoryPathOf(record)));
   }
 
   remove(snapshotId: string): Promise<void> {
@@ -85,7 +100,7 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
     await prime(await machine.addressOf(identity.ports.agent), ['/health'], 30_000);
     onProgress('capturing the template');
     // `await`: without it the undo stack would run while the capture is under way.
-    return await this.#capture(snapshotId, shape, undefined, machine, control, partialDir);
+    return await this.#capture({ snapshotId, shape, machine, control, partialDir });
   }
 
   async buildFunction(request: FunctionBuildRequest, signal: AbortSignal): Promise<string> {
@@ -102,8 +117,9 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
     const { pagesPath } = capturedFilesIn(partialDir);
     await copySparse(from.pagesPath, pagesPath);
     const { hypervisor, image } = this.#options;
+    const diskPath = await linkedDisk(from.diskPath, runDir);
     const machine = await hypervisor.restore(
-      { vmId, shape, image, runDir, from: { ...from, pagesPath }, memory: 'shared' },
+      { vmId, shape, image, runDir, from: { ...from, pagesPath, diskPath }, memory: 'shared' },
       signal,
     );
     undo.defer('machine', () => machine.destroy());
@@ -114,7 +130,8 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
       endOf(machine, 'the VM ended while the function was built'),
     ]);
     // `await`: without it the undo stack would run while the capture is under way.
-    return await this.#capture(snapshotId, shape, manifest.prime, machine, control, partialDir);
+    const of = { template, templateDiskPath: diskPath, prime: [...manifest.prime] };
+    return await this.#capture({ snapshotId, shape, machine, control, partialDir, of });
   }
 
   async #install(
@@ -146,14 +163,8 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
     }
   }
 
-  async #capture(
-    snapshotId: string,
-    shape: MachineShape,
-    primePaths: readonly string[] | undefined,
-    machine: Machine,
-    control: ControlClient,
-    partialDir: string,
-  ): Promise<string> {
+  async #capture(work: CaptureWork): Promise<string> {
+    const { snapshotId, shape, machine, control, partialDir, of } = work;
     const { hypervisor, image, paths } = this.#options;
     const nonce = randomBytes(16).toString('hex');
     const onStage = (stage: string, elapsedMs: number) =>
@@ -164,19 +175,25 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
     const files = capturedFilesIn(partialDir);
     await machine.captureInPlace(files, onStage);
     await sync(files.pagesPath);
+    if (of) await standAlone(files.diskPath, of.templateDiskPath);
     const dir = paths.snapshotDir(snapshotId);
     await writeRecord(partialDir, {
       format: recordFormat,
       snapshotId,
+      kind: of ? 'function' : 'template',
+      names: [],
+      ...(of ? { parent: of.template.snapshotId, prime: of.prime } : {}),
+      depth: of ? of.template.depth + 1 : 0,
+      form: 'whole',
       dir,
       nonce,
       ...shape,
       compatibility: await hypervisor.compatibility(image),
-      ...(primePaths ? { prime: [...primePaths] } : {}),
       createdAt: new Date().toISOString(),
+      sizeBytes: await ownBytes(partialDir, []),
     });
     await rm(dir, { recursive: true, force: true });
-    await rename(partialDir, dir);
+    await publishDirectory(partialDir, dir);
     return snapshotId;
   }
 
@@ -212,10 +229,28 @@ async function endOf(machine: Machine, what: string): Promise<never> {
   );
 }
 
-async function copySparse(from: string, to: string): Promise<void> {
-  const copy = run('cp', ['--sparse=always', '--reflink=auto', '--', from, to]);
-  await withDeadline('the copy of the template page file', 120_000, copy);
+const memoryPathOf = ({ dir, form }: SnapshotRecord): string =>
+  form === 'whole' ? snapshotFilesIn(dir).pagesPath : snapshotFilesIn(dir).basePagesPath;
+
+/** A layer over a template's disk becomes one over the empty disk: the template may be removed. */
+async function standAlone(diskPath: string, templateDiskPath: string): Promise<void> {
+  if (!(await isFile(diskPath)) || !(await isLayer(diskPath)) || !(await isLayer(templateDiskPath))) return;
+  const wholePath = `${diskPath}.whole`;
+  await mergeLayers(wholePath, templateDiskPath, diskPath);
+  await rename(wholePath, diskPath);
 }
+
+/** A name of our own for the template's disk: the template may be removed meanwhile. */
+async function linkedDisk(path: string, runDir: string): Promise<string> {
+  if (!(await isFile(path))) return path;
+  const dir = cloneFilesDir(runDir);
+  await mkdir(dir, { mode: 0o700 });
+  const { diskPath } = capturedFilesIn(dir);
+  await link(path, diskPath);
+  return diskPath;
+}
+
+const isFile = async (path: string): Promise<boolean> => (await stat(path)).isFile();
 
 async function sync(path: string): Promise<void> {
   await using file = await open(path, 'r+');

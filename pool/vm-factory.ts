@@ -12,9 +12,12 @@ import { metrics } from '../shared/metrics.ts';
 import { ControlClient } from './guest/control-client.ts';
 import { handshake } from './guest/handshake.ts';
 import { prime } from './guest/runner-client.ts';
-import { capturedFilesIn, type Paths } from './host/paths.ts';
+import { capturedFilesIn, type Paths, snapshotFilesIn } from './host/paths.ts';
 import type { Address, GuestImage, Hypervisor, Machine } from './hypervisor/hypervisor.ts';
-import { differences, readRecord, type SnapshotRecord } from './snapshot/record.ts';
+import { type CaptureRequest, captureVm } from './snapshot/capture.ts';
+import { type CloneFiles, takeCloneFiles } from './snapshot/clone-files.ts';
+import { SnapshotLibrary } from './snapshot/library.ts';
+import { differences, type SnapshotRecord } from './snapshot/record.ts';
 import type { Vm, VmFactory } from './vm.ts';
 
 export interface VmFactoryOptions {
@@ -22,6 +25,8 @@ export interface VmFactoryOptions {
   image: GuestImage;
   paths: Paths;
   log: Log;
+  /** The node's; a factory without one has its own. */
+  library?: SnapshotLibrary;
   handshakeTimeoutMs?: number;
   primeTimeoutMs?: number;
 }
@@ -30,33 +35,35 @@ export interface VmFactoryOptions {
 export type StageTimes = { stage: string; elapsedMs: number }[];
 
 export class LocalVmFactory implements VmFactory {
+  readonly library: SnapshotLibrary;
   readonly #options: VmFactoryOptions;
-  readonly #records = new Map<string, SnapshotRecord>();
+  /** Snapshots that this hypervisor may restore. */
+  readonly #compatible = new Set<string>();
 
   constructor(options: VmFactoryOptions) {
     this.#options = options;
+    this.library = options.library ?? new SnapshotLibrary(options);
   }
 
   memoryMbOf(snapshotId: string): number {
-    return this.#records.get(snapshotId)?.memoryMb ?? 0;
+    return this.library.known(snapshotId)?.memoryMb ?? 0;
   }
 
   /** Reads the record before the pool plans with the snapshot's size. @throws ThawError `template-not-found` | `incompatible`. */
   async load(snapshotId: string): Promise<SnapshotRecord> {
-    const known = this.#records.get(snapshotId);
-    if (known) return known;
-    const record = await readRecord(this.#options.paths.snapshotDir(snapshotId));
-    if (!record) throw new ThawError('template-not-found', `no snapshot ${snapshotId} on this node`);
+    const record = await this.library.record(snapshotId);
+    if (this.#compatible.has(snapshotId)) return record;
     const ours = await this.#options.hypervisor.compatibility(this.#options.image);
     const difference = differences(record.compatibility, ours);
     if (difference)
       throw new ThawError('incompatible', `${snapshotId} was made by something else: ${difference}`);
-    this.#records.set(snapshotId, record);
+    this.#compatible.add(snapshotId);
     return record;
   }
 
   forget(snapshotId: string): void {
-    this.#records.delete(snapshotId);
+    this.#compatible.delete(snapshotId);
+    this.library.forget(snapshotId);
   }
 
   async restore(snapshotId: string, signal: AbortSignal, stages: StageTimes = []): Promise<Vm> {
@@ -65,20 +72,20 @@ export class LocalVmFactory implements VmFactory {
       stages.push({ stage, elapsedMs });
       metrics.restoreStage.observe({ stage, source: 'local' }, elapsedMs / 1000);
     };
-    const record = await this.load(snapshotId);
+    await this.load(snapshotId);
     const { paths, hypervisor, image } = this.#options;
     await using undo = new Cleanup();
     const vmId = newVmId();
     const runDir = paths.vmDir(vmId);
     await mkdir(runDir, { recursive: true, mode: 0o700 });
     undo.defer('run directory', () => rm(runDir, { recursive: true, force: true }));
-    const machine = await hypervisor.restore(
-      { vmId, shape: record, image, runDir, from: capturedFilesIn(record.dir), memory: 'private', onStage },
-      signal,
-    );
+    const files = await this.#filesOf(snapshotId, runDir);
+    const { record: shape, from, delta } = files;
+    const request = { vmId, shape, image, runDir, from, memory: 'private', onStage } as const;
+    const machine = await hypervisor.restore(delta ? { ...request, delta } : request, signal);
     undo.defer('machine', () => machine.destroy());
     try {
-      const vm = await this.#greet(machine, record, runDir, signal, onStage);
+      const vm = await this.#greet(machine, files, runDir, signal, onStage);
       onStage('total', performance.now() - startMs);
       undo.disarm();
       return vm;
@@ -88,14 +95,24 @@ export class LocalVmFactory implements VmFactory {
     }
   }
 
+  async #filesOf(snapshotId: string, runDir: string): Promise<CloneFiles> {
+    if (this.#options.hypervisor.capabilities.capturesMemory)
+      return takeCloneFiles(this.library, snapshotId, runDir);
+    // Copied by the hypervisor, whatever they are: a machine of it is never captured as it runs.
+    const record = await this.library.record(snapshotId);
+    const links = snapshotFilesIn(record.dir);
+    return { record, from: capturedFilesIn(record.dir), delta: undefined, links };
+  }
+
   async #greet(
     machine: Machine,
-    record: SnapshotRecord,
+    files: CloneFiles,
     runDir: string,
     signal: AbortSignal,
     onStage: (stage: string, elapsedMs: number) => void,
   ): Promise<Vm> {
     const { handshakeTimeoutMs = 10_000, primeTimeoutMs = 10_000 } = this.#options;
+    const { record } = files;
     let stageStartMs = performance.now();
     const endStage = (stage: string) => {
       onStage(stage, performance.now() - stageStartMs);
@@ -117,8 +134,8 @@ export class LocalVmFactory implements VmFactory {
     }
     endStage('prime');
     return new LocalVm(machine, control, {
-      snapshotId: record.snapshotId,
-      memoryMb: record.memoryMb,
+      library: this.library,
+      files,
       secret: identity.secret,
       agent,
       runner,
@@ -139,8 +156,8 @@ const connectionsTo = ({ host, port }: Address): Connections =>
   });
 
 interface VmFacts {
-  snapshotId: string;
-  memoryMb: number;
+  library: SnapshotLibrary;
+  files: CloneFiles;
   secret: string;
   agent: Address;
   runner: Address | undefined;
@@ -161,14 +178,17 @@ class LocalVm implements Vm {
   readonly ended: Promise<string>;
   readonly #machine: Machine;
   readonly #control: ControlClient;
+  readonly #library: SnapshotLibrary;
+  readonly #files: CloneFiles;
   readonly #runDir: string;
+  #lost: (reason: string) => void = () => {};
   #destroyed: Promise<void> | undefined;
 
   constructor(machine: Machine, control: ControlClient, facts: VmFacts) {
     this.vmId = machine.vmId;
     this.pid = machine.pid;
-    this.snapshotId = facts.snapshotId;
-    this.memoryMb = facts.memoryMb;
+    this.snapshotId = facts.files.record.snapshotId;
+    this.memoryMb = facts.files.record.memoryMb;
     this.secret = facts.secret;
     this.agent = facts.agent;
     this.runner = facts.runner;
@@ -176,8 +196,13 @@ class LocalVm implements Vm {
     this.runnerOrigin = facts.runner && `http://${facts.runner.host}:${facts.runner.port}`;
     this.#machine = machine;
     this.#control = control;
+    this.#library = facts.library;
+    this.#files = facts.files;
     this.#runDir = facts.runDir;
+    const ended = facts.library.cloneStarted(this.snapshotId);
+    void machine.exited.then(ended);
     this.ended = new Promise((resolve) => {
+      this.#lost = resolve;
       void machine.exited.then((exit) =>
         resolve(`the VMM ended (${exit.signal ?? `exit code ${exit.exitCode}`})`),
       );
@@ -194,6 +219,12 @@ class LocalVm implements Vm {
 
   onEvent(listener: (event: ControlEvent) => void): void {
     this.#control.onEvent(listener);
+  }
+
+  capture(request: CaptureRequest): Promise<SnapshotRecord> {
+    const onLost = (reason: string) => this.#lost(reason);
+    const source = { machine: this.#machine, control: this.#control, files: this.#files, onLost };
+    return captureVm(this.#library, source, request);
   }
 
   destroy(): Promise<void> {

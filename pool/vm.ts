@@ -3,6 +3,8 @@ import type { Dispatcher } from 'undici';
 import type { ControlEvent } from '../shared/agent-protocol.ts';
 import type { ResolvedManifest } from '../shared/function-manifest.ts';
 import type { Address, MachineShape } from './hypervisor/hypervisor.ts';
+import type { CaptureRequest } from './snapshot/capture.ts';
+import type { SnapshotRecord } from './snapshot/record.ts';
 
 /** How a lease got its VM, from the design's words. */
 export type Tier = 'warm' | 'local' | 'remote' | 'boot';
@@ -25,6 +27,12 @@ export interface Vm {
   readonly ended: Promise<string>;
   addressOf(guestPort: number): Promise<Address>;
   onEvent(listener: (event: ControlEvent) => void): void;
+  /**
+   * Saves it as it is now, as a snapshot of this node that VMs can be restored from when this returns. It runs on after
+   * a short pause; with `resume: false` it stays paused and is to be destroyed. Whatever fails, it runs on.
+   * @throws ThawError `conflict` | `no-space` | `not-implemented` and what captureVm names.
+   */
+  capture(request: CaptureRequest): Promise<SnapshotRecord>;
   destroy(): Promise<void>;
 }
 

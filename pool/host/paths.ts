@@ -61,3 +61,26 @@ export const capturedFilesIn = (dir: string): CapturedFiles => ({
   devicesPath: join(dir, 'devices'),
   diskPath: join(dir, 'disk'),
 });
+
+/**
+ * All files that a snapshot's directory may hold. Its memory is whole (`pages`), or what changed (`delta`, in the places
+ * that `delta-runs` lists) over `base-pages`; its disk stands over the image's empty one, or over `base-disk`. Both bases
+ * are hard links: they stay whatever becomes of the snapshot they were made for.
+ */
+export interface SnapshotFiles extends CapturedFiles {
+  basePagesPath: string;
+  deltaPath: string;
+  deltaRunsPath: string;
+  baseDiskPath: string;
+}
+
+export const snapshotFilesIn = (dir: string): SnapshotFiles => ({
+  ...capturedFilesIn(dir),
+  basePagesPath: join(dir, 'base-pages'),
+  deltaPath: join(dir, 'delta'),
+  deltaRunsPath: join(dir, 'delta-runs'),
+  baseDiskPath: join(dir, 'base-disk'),
+});
+
+/** Where a VM keeps its own links to its snapshot's files: whoever removes the snapshot takes nothing from it. */
+export const cloneFilesDir = (runDir: string): string => join(runDir, 'from');

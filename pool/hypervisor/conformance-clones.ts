@@ -134,6 +134,9 @@ export function describeCloneCaptures(world: CloneWorld): void {
       code: 'hypervisor-failed',
     });
     for (const path of Object.values(target)) await assert.rejects(access(path), path);
+    const refusal = { resume: true, beforePause: () => Promise.reject(new Error('not now')) };
+    await assert.rejects(source.machine.captureClone(targetOf('refused'), refusal), /not now/);
+    for (const path of Object.values(targetOf('refused'))) await assert.rejects(access(path), path);
     const before = await counted(source);
     await source.shell.run('sleep 0.2');
     assert.ok((await counted(source)) > before);

@@ -75,6 +75,8 @@ export interface CloneCaptureTarget {
 export interface CloneCaptureOptions {
   /** False: the machine stays paused and is then destroyed (a sandbox that is paused, a depth of work that ends). */
   resume: boolean;
+  /** Awaited when all is prepared, right before the pause: tells the guest. When it fails, so does the capture. */
+  beforePause?: () => Promise<void>;
   /** Stages: pause, state, scan, copy, disk, resume; what follows the resume (write-out) is `write`. */
   onStage?: (stage: string, elapsedMs: number) => void;
 }

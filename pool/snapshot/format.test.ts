@@ -13,7 +13,7 @@ import { FrameReader, type FrameTier } from './frame-reader.ts';
 import { type Golden, goldenDir, makeGolden } from './golden-for-tests.ts';
 import { imageNames, type Manifest } from './manifest.ts';
 import { decodeManifest, encodeManifest, manifestKind } from './manifest-codec.ts';
-import { materialise } from './materialise.ts';
+import { materialise } from './materialise-image.ts';
 import { emptyFrames, openFrame, planReads, sealFrame } from './segment.ts';
 import { ClusterKey, headerBytes, openSigned, sealSigned } from './signed-object.ts';
 import { manifestKey, segmentKey } from './store-keys.ts';

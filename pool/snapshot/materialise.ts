@@ -1,92 +1,58 @@
-// Owns making a plain local file of an image: all frames, verified, each page where it belongs; holes where it is zero.
-// Refuses to own serving pages meanwhile (pagefs). Invariant: the file appears under its name only when it is whole and
-// on disk.
-import { type FileHandle, open, rename, rm } from 'node:fs/promises';
-import type { RequestOptions } from '../store/blob-store.ts';
-import { runRequest } from '../store/request.ts';
-import { type ExtentTable, pageBytes } from './extents.ts';
-import type { FrameReader, OpenedFrame } from './frame-reader.ts';
-import type { Image, ImageName, Manifest } from './manifest.ts';
-import { planReads } from './segment.ts';
+// Owns turning a snapshot that is what changed over a base into one that stands for itself: a page file of its own that
+// clones map and share, and a disk over the empty one. Refuses to own when (library.ts).
+// Invariant: at every moment the directory is a whole snapshot in the form its record names; a crash leaves what the
+// next try replaces.
+import { execFile } from 'node:child_process';
+import { open, rename, rm } from 'node:fs/promises';
+import { promisify } from 'node:util';
+import { withDeadline } from '../../shared/deadline.ts';
+import { type SnapshotFiles, snapshotFilesIn } from '../host/paths.ts';
+import { mergeLayers } from '../hypervisor/disk-layer/layers.ts';
+import { isLayer } from '../hypervisor/disk-layer/read-layer.ts';
+import { pasteIntoFile } from '../hypervisor/guest-memory/delta-paste.ts';
+import { readDeltaRuns } from './delta-runs.ts';
+import { ownBytes, type SnapshotRecord, writeRecord } from './record.ts';
 
-const readsAtOnce = 4;
-const defaultTimeoutMs = 600_000;
+const run = promisify(execFile);
+const copyTimeoutMs = 300_000;
 
-/** @param path absent; sparse when done. @throws ThawError `snapshot-damaged` | `store-unavailable` | `deadline-exceeded` | `no-space`. */
-export function materialise(
-  manifest: Manifest,
-  name: ImageName,
-  reader: FrameReader,
-  path: string,
-  options: RequestOptions = {},
+/** @param onWhole called as soon as the record is replaced, before what the old form needed is removed. */
+export async function materialise(
+  record: SnapshotRecord,
+  onWhole: (record: SnapshotRecord) => void,
 ): Promise<void> {
-  const partialPath = `${path}.partial`;
-  const withEnd = { timeoutMs: defaultTimeoutMs, ...options };
-  return runRequest(`materialising the ${name} of ${manifest.snapshotId}`, withEnd, async ({ signal }) => {
-    try {
-      await using file = await open(partialPath, 'w', 0o600);
-      const image = manifest.images[name];
-      await file.truncate(image.sizeBytes);
-      await writeFrames(file, image, manifest, reader, signal);
-      await file.sync();
-      await rename(partialPath, path);
-    } catch (error) {
-      await rm(partialPath, { force: true });
-      throw error;
-    }
-  });
+  const files = snapshotFilesIn(record.dir);
+  await makePages(record, files);
+  await makeDisk(files);
+  const { base: _base, ...rest } = record;
+  const old = [files.basePagesPath, files.baseDiskPath, files.deltaPath, files.deltaRunsPath];
+  const whole: SnapshotRecord = { ...rest, form: 'whole', sizeBytes: await ownBytes(record.dir, old) };
+  await writeRecord(record.dir, whole);
+  onWhole(whole);
+  for (const path of old) await rm(path, { force: true });
 }
 
-async function writeFrames(
-  file: FileHandle,
-  image: Image,
-  manifest: Manifest,
-  reader: FrameReader,
-  signal: AbortSignal,
-): Promise<void> {
-  const places = new FramePlaces(image.extents);
-  const reads = planReads(manifest.frames, image.extents.frame).reverse();
-  const lane = async () => {
-    for (let read = reads.pop(); read; read = reads.pop()) {
-      for (const opened of await reader.read(read, { signal })) await writeFrame(file, opened, places, image);
-      signal.throwIfAborted();
-    }
-  };
-  await Promise.all(Array.from({ length: readsAtOnce }, lane));
+async function makePages(record: SnapshotRecord, files: SnapshotFiles): Promise<void> {
+  const partialPath = `${files.pagesPath}.partial`;
+  await rm(partialPath, { force: true });
+  await copySparse(files.basePagesPath, partialPath);
+  const runs = await readDeltaRuns(files.deltaRunsPath, record.memoryMb * 1024 * 1024);
+  await pasteIntoFile(partialPath, { path: files.deltaPath, runs });
+  await using file = await open(partialPath, 'r+');
+  await file.sync();
+  await rename(partialPath, files.pagesPath);
 }
 
-async function writeFrame(
-  file: FileHandle,
-  { frame, bytes }: OpenedFrame,
-  places: FramePlaces,
-  { extents, sizeBytes }: Image,
-): Promise<void> {
-  for (const row of places.rowsOf(frame)) {
-    const from = extents.framePage[row]! * pageBytes;
-    const at = extents.startPage[row]! * pageBytes;
-    const length = Math.min(extents.pageCount[row]! * pageBytes, sizeBytes - at);
-    await file.write(bytes, from, length, at);
-  }
+/** The merged disk may take its place before the record changes: over either base it is the same disk. */
+async function makeDisk(files: SnapshotFiles): Promise<void> {
+  if (!(await isLayer(files.diskPath))) return;
+  const partialPath = `${files.diskPath}.partial`;
+  await rm(partialPath, { force: true });
+  await mergeLayers(partialPath, files.baseDiskPath, files.diskPath);
+  await rename(partialPath, files.diskPath);
 }
 
-/** Which rows of a table name which frame. */
-export class FramePlaces {
-  readonly #rows: Uint32Array;
-  readonly #frames: Uint32Array;
-
-  constructor({ frame }: ExtentTable) {
-    this.#rows = Uint32Array.from(frame.keys()).sort((a, b) => frame[a]! - frame[b]! || a - b);
-    this.#frames = this.#rows.map((row) => frame[row]!);
-  }
-
-  *rowsOf(frame: number): Generator<number> {
-    let low = 0;
-    let high = this.#frames.length;
-    while (low < high) {
-      const middle = (low + high) >>> 1;
-      if (this.#frames[middle]! < frame) low = middle + 1;
-      else high = middle;
-    }
-    for (; this.#frames[low] === frame; low++) yield this.#rows[low]!;
-  }
+export async function copySparse(from: string, to: string): Promise<void> {
+  const copy = run('cp', ['--sparse=always', '--reflink=auto', '--', from, to]);
+  await withDeadline(`the copy of ${from}`, copyTimeoutMs, copy);
 }

@@ -19,7 +19,7 @@ import { pageBytes } from './extents.ts';
 import { FrameReader, storeTier } from './frame-reader.ts';
 import { wholeFileSource } from './image-source.ts';
 import { imageNames, type Manifest } from './manifest.ts';
-import { materialise } from './materialise.ts';
+import { materialise } from './materialise-image.ts';
 import { type LocalCapture, Publisher } from './publish.ts';
 
 describe('publishing', () => {

@@ -1,17 +1,35 @@
 // Owns the record of a local snapshot: what a restore must know, written last, so that a directory with a record is
 // a whole snapshot and one without is garbage. The stored form across nodes is a later layer's.
-import { readFile, rename, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { open, readdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { type Static, Type } from 'typebox';
 import { Value } from 'typebox/value';
 import { snapshotIdPattern } from '../../shared/ids.ts';
 import type { Compatibility } from '../hypervisor/hypervisor.ts';
 
-export const recordFormat = 1;
+export const recordFormat = 2;
+
+/** The unit of `stat`, whatever the file system's is. */
+const blockBytes = 512;
+
+const snapshotId = Type.String({ pattern: snapshotIdPattern.source });
+const count = Type.Integer({ minimum: 0 });
 
 const recordSchema = Type.Object({
   format: Type.Literal(recordFormat),
-  snapshotId: Type.String({ pattern: snapshotIdPattern.source }),
+  snapshotId,
+  /** Template: booted. Function: built in a copy of one. Sandbox: captured from a running VM. */
+  kind: Type.Union([Type.Literal('template'), Type.Literal('function'), Type.Literal('sandbox')]),
+  /** Unique on this node; empty for most. */
+  names: Type.Array(Type.String()),
+  /** The snapshot that its VM was restored from. It may be gone: nothing here needs it. */
+  parent: Type.Optional(snapshotId),
+  /** How many ancestors. */
+  depth: count,
+  /** `whole`: `pages` is the memory. `delta`: `base-pages` is, but for the pages in `delta` (paths.ts). */
+  form: Type.Union([Type.Literal('whole'), Type.Literal('delta')]),
+  /** Whose page file `base-pages` is a link to; only with `delta`. */
+  base: Type.Optional(snapshotId),
   /** The directory it was made in: disks name their backing files by absolute path. */
   dir: Type.String(),
   nonce: Type.String({ pattern: '^[0-9a-f]{32}$' }),
@@ -27,6 +45,12 @@ const recordSchema = Type.Object({
   /** Paths that a clone's runner answers once before it counts as warm; absent for snapshots without a runner. */
   prime: Type.Optional(Type.Array(Type.String())),
   createdAt: Type.String(),
+  /** Of a sandbox's snapshot: pages that its VM had changed since `base`. */
+  dirtyPages: Type.Optional(count),
+  /** Of a sandbox's snapshot: how long its VM stood still, in all (`total`) and by stage. */
+  pauseMs: Type.Optional(Type.Record(Type.String(), Type.Number())),
+  /** Room that its own files take on the host's disk; links to a base count for the base. */
+  sizeBytes: count,
 });
 
 export type SnapshotRecord = Static<typeof recordSchema>;
@@ -41,10 +65,33 @@ export async function readRecord(dir: string): Promise<SnapshotRecord | undefine
   }
 }
 
+/** Replaces the record in `dir` as a whole, and durably. */
 export async function writeRecord(dir: string, record: SnapshotRecord): Promise<void> {
   const path = join(dir, 'snapshot.json');
   await writeFile(`${path}.partial`, JSON.stringify(record), { flush: true, mode: 0o600 });
   await rename(`${path}.partial`, path);
+  await syncDirectory(dir);
+}
+
+/** Gives a finished snapshot its place: from here on it exists. */
+export async function publishDirectory(partialDir: string, dir: string): Promise<void> {
+  await rename(partialDir, dir);
+  await syncDirectory(dirname(dir));
+}
+
+/** Room on the host's disk of the files in `dir` but for `others`. */
+export async function ownBytes(dir: string, others: readonly string[]): Promise<number> {
+  let sizeBytes = 0;
+  for (const name of await readdir(dir)) {
+    const path = join(dir, name);
+    if (!others.includes(path)) sizeBytes += (await stat(path)).blocks * blockBytes;
+  }
+  return sizeBytes;
+}
+
+async function syncDirectory(dir: string): Promise<void> {
+  await using handle = await open(dir, 'r');
+  await handle.sync();
 }
 
 /** The keys in which two compatibilities differ, as text for the refusal; '' when they are equal. */

@@ -41,11 +41,16 @@ export async function ageTemplate(world: VmWorld): Promise<void> {
     await writeRecord(old, {
       format: recordFormat,
       snapshotId,
+      kind: 'template',
+      names: [],
+      depth: 0,
+      form: 'whole',
       dir,
       nonce,
       ...shape,
       compatibility,
       createdAt,
+      sizeBytes: 0,
     });
   } finally {
     await machine.destroy();

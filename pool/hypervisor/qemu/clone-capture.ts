@@ -43,6 +43,7 @@ export async function captureClone(
     const { size: diskBytes } = await stat(files.diskPath);
     await using pages = await PageCapture.prepare(clone.pid, files.pagesPath, reflink ? 0 : diskBytes);
     const timed = stopwatch(options.onStage ?? (() => {}));
+    await options.beforePause?.();
     const devices = await paused(clone.qmp, options.resume, timed, async () => {
       const saved = await timed('state', () => saveDevices(clone));
       await timed('scan', () => step('the scan for changed pages', pages.scan()));

@@ -1,0 +1,187 @@
+// Owns the snapshots of one node: which there are, what they are called, who uses them, and their removal.
+// Refuses to own how they come to be (capture.ts, snapshot-builder.ts) and their stored form.
+// Invariant: removal takes nothing from anybody. Clones and children hold links of their own to every file they need, so
+// a snapshot is removed at once, whoever uses it; nobody has to be asked and nothing has to be counted.
+import { readdir, rename, rm } from 'node:fs/promises';
+import { ThawError } from '../../shared/errors.ts';
+import { snapshotIdPattern } from '../../shared/ids.ts';
+import type { Log } from '../../shared/log.ts';
+import type { Paths } from '../host/paths.ts';
+import { materialise } from './materialise.ts';
+import { readRecord, type SnapshotRecord } from './record.ts';
+
+const snapshotNamePattern = /^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/;
+/** A snapshot that is started from once may never be again; one that is started from twice will be. */
+const materialiseAtRestore = 2;
+
+export interface SnapshotLibraryOptions {
+  paths: Paths;
+  log: Log;
+}
+
+/** A record, and what only this node knows of it now. */
+export interface SnapshotFacts {
+  record: SnapshotRecord;
+  /** VMs that were restored from it and run. */
+  clones: number;
+  /** Snapshots whose parent it is. */
+  children: string[];
+}
+
+export class SnapshotLibrary {
+  readonly paths: Paths;
+  readonly log: Log;
+  readonly #records = new Map<string, SnapshotRecord>();
+  readonly #clones = new Map<string, number>();
+  readonly #restores = new Map<string, number>();
+  /** Names and VMs whose capture is under way. */
+  readonly #claims = new Set<string>();
+  readonly #materialising = new Map<string, Promise<void>>();
+  /** One at a time: each reads and writes a whole memory. */
+  #background: Promise<void> = Promise.resolve();
+
+  constructor(options: SnapshotLibraryOptions) {
+    this.paths = options.paths;
+    this.log = options.log;
+  }
+
+  /** @throws ThawError `template-not-found`. */
+  async record(snapshotId: string): Promise<SnapshotRecord> {
+    const known = this.#records.get(snapshotId);
+    if (known) return known;
+    const record = await readRecord(this.paths.snapshotDir(snapshotId));
+    if (!record) throw new ThawError('template-not-found', `no snapshot ${snapshotId} on this node`);
+    this.#records.set(snapshotId, record);
+    return record;
+  }
+
+  /** What is known without reading; for who has asked before. */
+  known(snapshotId: string): SnapshotRecord | undefined {
+    return this.#records.get(snapshotId);
+  }
+
+  /** All snapshots of this node, newest first. */
+  async list(): Promise<SnapshotRecord[]> {
+    const names = await readdir(this.paths.snapshotsDir).catch((error: NodeJS.ErrnoException) => {
+      if (error.code === 'ENOENT') return [];
+      throw error;
+    });
+    const ids = names.filter((name) => snapshotIdPattern.test(name));
+    const records = await Promise.all(ids.map((id) => this.record(id).catch(() => undefined)));
+    return records
+      .filter((record) => record !== undefined)
+      .sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1));
+  }
+
+  /** @throws ThawError `template-not-found`. */
+  async inspect(snapshotId: string): Promise<SnapshotFacts> {
+    const record = await this.record(snapshotId);
+    const children = (await this.list()).filter(({ parent }) => parent === snapshotId);
+    return {
+      record,
+      clones: this.#clones.get(snapshotId) ?? 0,
+      children: children.map((child) => child.snapshotId),
+    };
+  }
+
+  /** @returns undefined when no snapshot has this name. */
+  async find(name: string): Promise<SnapshotRecord | undefined> {
+    return (await this.list()).find(({ names }) => names.includes(name));
+  }
+
+  /** Its files go at once; clones and children keep what is theirs. @throws ThawError `template-not-found`. */
+  async remove(snapshotId: string): Promise<void> {
+    await this.record(snapshotId);
+    await this.#materialising.get(snapshotId)?.catch(() => {});
+    this.forget(snapshotId);
+    const dir = this.paths.snapshotDir(snapshotId);
+    // In one step: who comes after finds all of it or nothing. The next start would finish an interrupted removal.
+    const gone = `${dir}.gone.partial`;
+    await rename(dir, gone).catch((error: NodeJS.ErrnoException) => {
+      if (error.code === 'ENOENT') throw new ThawError('template-not-found', `no snapshot ${snapshotId}`);
+      throw error;
+    });
+    await rm(gone, { recursive: true, force: true });
+  }
+
+  /** Somebody else removed or replaced it. */
+  forget(snapshotId: string): void {
+    this.#records.delete(snapshotId);
+    this.#restores.delete(snapshotId);
+  }
+
+  added(record: SnapshotRecord): void {
+    this.#records.set(record.snapshotId, record);
+  }
+
+  /** A VM of it runs. @returns what to call when it has ended. */
+  cloneStarted(snapshotId: string): () => void {
+    this.#clones.set(snapshotId, (this.#clones.get(snapshotId) ?? 0) + 1);
+    const restores = (this.#restores.get(snapshotId) ?? 0) + 1;
+    this.#restores.set(snapshotId, restores);
+    if (restores === materialiseAtRestore) this.#materialiseSoon(snapshotId);
+    let ended = false;
+    return () => {
+      if (ended) return;
+      ended = true;
+      const left = this.#clones.get(snapshotId)! - 1;
+      if (left > 0) this.#clones.set(snapshotId, left);
+      else this.#clones.delete(snapshotId);
+    };
+  }
+
+  /**
+   * Reserves a VM and names for one capture. @returns what ends that.
+   * @throws ThawError `conflict` when one of them is reserved, or a name taken; `bad-request` for a name that is none.
+   */
+  async claim(vmId: string, names: readonly string[]): Promise<() => void> {
+    for (const name of names)
+      if (!snapshotNamePattern.test(name))
+        throw new ThawError('bad-request', `a snapshot's name must match ${snapshotNamePattern.source}`);
+    const claims = [vmId, ...names.map((name) => `name ${name}`)];
+    const busy = claims.find((claim) => this.#claims.has(claim));
+    if (busy) throw new ThawError('conflict', `a snapshot of ${busy} is being made`);
+    for (const claim of claims) this.#claims.add(claim);
+    const end = () => {
+      for (const claim of claims) this.#claims.delete(claim);
+    };
+    try {
+      for (const name of names)
+        if (await this.find(name)) throw new ThawError('conflict', `a snapshot of the name ${name} exists`);
+    } catch (error) {
+      end();
+      throw error;
+    }
+    return end;
+  }
+
+  /** Gives a snapshot a page file and a disk of its own; nothing to do for one that has. Waits for one under way. */
+  async materialise(snapshotId: string): Promise<void> {
+    const running = this.#materialising.get(snapshotId);
+    if (running) return running;
+    const work = this.#materialise(snapshotId).finally(() => this.#materialising.delete(snapshotId));
+    this.#materialising.set(snapshotId, work);
+    return work;
+  }
+
+  /** Resolves when nothing is materialised in the background any more. */
+  settled(): Promise<void> {
+    return this.#background;
+  }
+
+  async #materialise(snapshotId: string): Promise<void> {
+    const record = await this.record(snapshotId);
+    if (record.form === 'whole') return;
+    await materialise(record, (whole) => this.added(whole));
+  }
+
+  #materialiseSoon(snapshotId: string): void {
+    this.#background = this.#background.then(async () => {
+      if (this.#records.get(snapshotId)?.form !== 'delta') return;
+      await this.materialise(snapshotId).catch((error) =>
+        // Clones start from the delta as before.
+        this.log.warn({ err: error, snapshotId }, 'a snapshot could not be materialised'),
+      );
+    });
+  }
+}
