@@ -38,6 +38,8 @@ export interface CaptureSource {
 
 export interface CaptureRequest {
   names?: readonly string[];
+  /** Whose memory it is, for those who look for it later. */
+  source?: string;
   /** False: the VM stays paused and is then destroyed; when the capture fails it runs on all the same. */
   resume: boolean;
   /** Aborts what has not begun; from the pause on the capture ends by itself. */
@@ -213,6 +215,7 @@ class Capture {
       snapshotId: this.#snapshotId,
       kind: 'sandbox',
       names: [...(this.#request.names ?? [])],
+      ...(this.#request.source === undefined ? {} : { source: this.#request.source }),
       parent: parent.snapshotId,
       depth: parent.depth + 1,
       form: 'delta',

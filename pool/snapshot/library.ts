@@ -114,6 +114,11 @@ export class SnapshotLibrary {
     this.#records.set(record.snapshotId, record);
   }
 
+  /** VMs that were restored from it and run. */
+  clonesOf(snapshotId: string): number {
+    return this.#clones.get(snapshotId) ?? 0;
+  }
+
   /** A VM of it runs. @returns what to call when it has ended. */
   cloneStarted(snapshotId: string): () => void {
     this.#clones.set(snapshotId, (this.#clones.get(snapshotId) ?? 0) + 1);

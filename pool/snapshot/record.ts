@@ -22,6 +22,8 @@ const recordSchema = Type.Object({
   kind: Type.Union([Type.Literal('template'), Type.Literal('function'), Type.Literal('sandbox')]),
   /** Unique on this node; empty for most. */
   names: Type.Array(Type.String()),
+  /** Of a sandbox's snapshot: whose memory it is, in the caller's words. */
+  source: Type.Optional(Type.String()),
   /** The snapshot that its VM was restored from. It may be gone: nothing here needs it. */
   parent: Type.Optional(snapshotId),
   /** How many ancestors. */

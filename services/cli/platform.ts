@@ -188,6 +188,7 @@ async function createNode(
     loadSnapshot: (snapshotId) => factory.load(snapshotId),
     forgetSnapshot: (snapshotId) => factory.forget(snapshotId),
     bundlePath: (sha256) => bundlePathOf(paths.bundlesDir, sha256),
+    library: factory.library,
     hypervisor: about,
     notes,
     baseShape: { memoryMb: config.baseMemoryMb, vcpus: 1 },

@@ -11,6 +11,7 @@ import { addLogs } from './commands/logs.ts';
 import { addNotOffered } from './commands/not-offered.ts';
 import { addSandbox } from './commands/sandbox.ts';
 import { addSetup } from './commands/setup.ts';
+import { addSnapshot } from './commands/snapshot.ts';
 import { addUp } from './commands/up.ts';
 import { exitCodes, report } from './failure.ts';
 import { createOutput } from './output.ts';
@@ -26,6 +27,7 @@ const commands = [
   addFunctions,
   addLogs,
   addSandbox,
+  addSnapshot,
   addConfig,
   addBench,
   addNotOffered,

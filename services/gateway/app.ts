@@ -14,6 +14,7 @@ import type { NodeClient } from './node-client.ts';
 import { requestIdOf } from './request-identity.ts';
 import { functionRoutes, sendProblem } from './routes/functions.ts';
 import { sandboxRoutes } from './routes/sandboxes.ts';
+import { snapshotRoutes } from './routes/snapshots.ts';
 import { Sandboxes } from './sandboxes.ts';
 import type { StateStore } from './state/state-store.ts';
 
@@ -70,10 +71,10 @@ export function buildGateway(options: GatewayOptions): FastifyInstance {
     return reply.code(failure.status).headers(failure.headers).send(failure.body);
   });
   app.get('/health', async () => ({ status: 'ok', version: context.version }));
-  const sandboxes = new Sandboxes(context);
   app.register(functionRoutes(context));
-  app.register(sandboxRoutes(context, sandboxes));
-  app.decorate('gateway', controlOf(context, sandboxes));
+  app.register(sandboxRoutes(context));
+  app.register(snapshotRoutes(context));
+  app.decorate('gateway', controlOf(context));
   closeInTime(app, context);
   return app;
 }
@@ -82,15 +83,16 @@ function contextOf({ node, state, log, config, version }: GatewayOptions): Gatew
   const resolved = resolveGatewayConfig(config);
   const deployments = new Deployments({ node, state, log, config: resolved });
   const traffic = { inFlight: 0, draining: false, resuming: true, notes: [] };
-  return { node, state, log, config: resolved, version, deployments, traffic };
+  const sandboxes = new Sandboxes({ node, state, log });
+  return { node, state, log, config: resolved, version, deployments, sandboxes, traffic };
 }
 
-function controlOf(context: GatewayContext, sandboxes: Sandboxes): GatewayControl {
+function controlOf(context: GatewayContext): GatewayControl {
   const { traffic, node, state, log } = context;
   return {
     async resume(onProgress = () => {}) {
       try {
-        await sandboxes.removeStale();
+        await context.sandboxes.removeStale();
         traffic.notes = await context.deployments.resume(onProgress);
         traffic.resuming = false;
       } catch (error) {

@@ -5,6 +5,7 @@ import type { Log } from '../../shared/log.ts';
 import type { Deployments } from './deployments.ts';
 import type { GatewayConfig } from './gateway-config.ts';
 import type { NodeClient } from './node-client.ts';
+import type { Sandboxes } from './sandboxes.ts';
 import type { StateStore } from './state/state-store.ts';
 
 export interface GatewayContext {
@@ -14,6 +15,7 @@ export interface GatewayContext {
   config: GatewayConfig;
   version: string;
   deployments: Deployments;
+  sandboxes: Sandboxes;
   traffic: Traffic;
 }
 

@@ -58,6 +58,8 @@ export interface SandboxRequest {
   envVars: Record<string, string>;
   /** Epoch milliseconds at which the node kills it unless told otherwise. */
   endAtMs: number;
+  /** True: at its end the node asks (`onSandboxExpired`) instead of killing it. */
+  asksAtEnd?: boolean;
   /** False: it must not reach the outside; a node whose VMs can throws `not-implemented`. */
   allowInternetAccess?: boolean;
 }
@@ -66,6 +68,35 @@ export interface SandboxFacts {
   cpuCount: number;
   memoryMb: number;
   diskSizeMb: number;
+}
+
+export interface SnapshotFacts {
+  snapshotId: string;
+  names: string[];
+  kind: 'template' | 'function' | 'sandbox';
+  /** The sandbox it was taken of. */
+  sandboxId: string | null;
+  parent: string | null;
+  children: string[];
+  /** VMs that were restored from it and run. */
+  clones: number;
+  memoryMb: number;
+  vcpus: number;
+  /** Guest memory that it stands for. */
+  sizeBytes: number;
+  /** Room that it takes beyond what it shares with its base. */
+  uniqueBytes: number;
+  dirtyPages: number | null;
+  /** How long its sandbox stood still, by stage and in all (`total`). */
+  pauseMs: Record<string, number>;
+  compatibility: Record<string, string>;
+  createdAt: string;
+}
+
+export interface CaptureSandboxRequest {
+  names: string[];
+  /** False: the sandbox stays paused and its VM ends (its record is the caller's). */
+  keepRunning: boolean;
 }
 
 export interface NodeClient {
@@ -94,6 +125,16 @@ export interface NodeClient {
   setSandboxEnd(sandboxId: string, endAtMs: number): void;
   /** Called when a sandbox ended for any reason but `killSandbox`. */
   onSandboxEnded(listener: (sandboxId: string, reason: string) => void): void;
+  /** Called when the time of a sandbox that asks is over; it runs on until it is paused or killed. */
+  onSandboxExpired(listener: (sandboxId: string) => void): void;
+  /** @throws ThawError `sandbox-not-found` | `conflict` | `no-space` | `hypervisor-failed`. */
+  captureSandbox(sandboxId: string, request: CaptureSandboxRequest): Promise<SnapshotFacts>;
+  /** Newest first. */
+  listSnapshots(): Promise<SnapshotFacts[]>;
+  /** By id or name. @throws ThawError `template-not-found`. */
+  inspectSnapshot(idOrName: string): Promise<SnapshotFacts>;
+  /** Clones and children keep what they need. @throws ThawError `template-not-found` | `conflict` for what a function or template needs. */
+  removeSnapshot(snapshotId: string): Promise<void>;
   /** Streams a request to a port of the sandbox. @throws ThawError `sandbox-not-found` | `guest-unreachable`. */
   sandboxRequest(sandboxId: string, guestPort: number, request: GuestRequest): Promise<GuestResponse>;
   sandboxUpgrade(

@@ -4,7 +4,7 @@
 import { ThawError } from '../../shared/errors.ts';
 import { newSandboxId, newSecret } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
-import type { NodeClient } from './node-client.ts';
+import type { NodeClient, SnapshotFacts } from './node-client.ts';
 import type { SandboxRecord, StateStore } from './state/state-store.ts';
 
 export interface NewSandbox {
@@ -13,12 +13,15 @@ export interface NewSandbox {
   metadata: Record<string, string>;
   envVars: Record<string, string>;
   allowInternetAccess: boolean;
+  onTimeout: 'kill' | 'pause';
+  autoResume: boolean;
 }
 
 export class Sandboxes {
   readonly #node: NodeClient;
   readonly #state: StateStore;
   readonly #log: Log;
+  readonly #resuming = new Map<string, Promise<SandboxRecord>>();
   /** What the state held before this gateway made any. */
   readonly #stale: string[];
 
@@ -26,11 +29,12 @@ export class Sandboxes {
     this.#node = options.node;
     this.#state = options.state;
     this.#log = options.log;
-    this.#stale = this.list().map((record) => record.sandboxId);
+    this.#stale = this.list().flatMap(({ sandboxId, state }) => (state === 'paused' ? [] : [sandboxId]));
     this.#node.onSandboxEnded((sandboxId, reason) => {
       this.#log.info({ sandboxId, reason }, 'sandbox ended');
       void this.#state.sandboxes.remove(sandboxId);
     });
+    this.#node.onSandboxExpired((sandboxId) => void this.#pauseOrKill(sandboxId));
   }
 
   /** @throws ThawError `template-not-found` | `no-capacity` | … */
@@ -56,6 +60,7 @@ export class Sandboxes {
       envVars: wanted.envVars,
       endAtMs,
       allowInternetAccess: wanted.allowInternetAccess,
+      asksAtEnd: wanted.onTimeout === 'pause',
     });
     const startedAtMs = Date.now();
     // The life asked for begins when the sandbox can be used, however long its VM took.
@@ -85,10 +90,103 @@ export class Sandboxes {
 
   /** @throws ThawError `sandbox-not-found`. */
   async kill(sandboxId: string): Promise<void> {
-    const known = this.#state.sandboxes.get(sandboxId) !== undefined;
+    const known = this.#state.sandboxes.get(sandboxId);
     const killed = await this.#node.killSandbox(sandboxId);
     await this.#state.sandboxes.remove(sandboxId);
-    if (!known && !killed) throw notFound(sandboxId);
+    if (known?.state === 'paused') await this.#forgetPause(known.snapshotId);
+    if (known === undefined && !killed) throw notFound(sandboxId);
+  }
+
+  /** Its memory becomes a snapshot and its VM ends; `connect` brings it back. @throws ThawError `conflict` when it is paused. */
+  async pause(sandboxId: string): Promise<void> {
+    const record = this.#running(sandboxId);
+    const names = [pauseNameOf(sandboxId)];
+    const { snapshotId } = await this.#node.captureSandbox(sandboxId, { names, keepRunning: false });
+    const paused: SandboxRecord = { ...record, state: 'paused', snapshotId };
+    if (await this.#state.sandboxes.update(paused)) return;
+    await this.#forgetPause(snapshotId);
+    throw notFound(sandboxId);
+  }
+
+  /** A running one lives on, at least this long; a paused one goes on where it was, under the same id and token. */
+  async connect(sandboxId: string, timeoutMs: number): Promise<{ record: SandboxRecord; resumed: boolean }> {
+    if (this.get(sandboxId).state === 'running')
+      return { record: await this.setTimeout(sandboxId, timeoutMs, 'extend'), resumed: false };
+    let resuming = this.#resuming.get(sandboxId);
+    if (!resuming) {
+      resuming = this.#resume(this.get(sandboxId), timeoutMs).finally(() => this.#resuming.delete(sandboxId));
+      this.#resuming.set(sandboxId, resuming);
+    }
+    return { record: await resuming, resumed: true };
+  }
+
+  async #resume(record: SandboxRecord, timeoutMs: number): Promise<SandboxRecord> {
+    const { sandboxId, snapshotId, accessToken, allowInternetAccess } = record;
+    const endAtMs = Date.now() + timeoutMs;
+    const asksAtEnd = record.onTimeout === 'pause';
+    const envVars = record.envVars ?? {};
+    await this.#node.createSandbox({
+      ...{ sandboxId, snapshotId, accessToken, envVars, endAtMs, allowInternetAccess, asksAtEnd },
+    });
+    const running: SandboxRecord = { ...record, state: 'running', endAtMs };
+    if (!(await this.#state.sandboxes.update(running))) {
+      await this.#node.killSandbox(sandboxId);
+      throw notFound(sandboxId);
+    }
+    // The VM holds links of its own to all it needs.
+    await this.#forgetPause(snapshotId);
+    return running;
+  }
+
+  /** @throws ThawError `conflict` for a paused one or a name that is taken. */
+  async snapshot(sandboxId: string, names: string[]): Promise<SnapshotFacts> {
+    this.#running(sandboxId);
+    return await this.#node.captureSandbox(sandboxId, { names, keepRunning: true });
+  }
+
+  /** Clones of it as it is now, each a sandbox of its own; one that fails does not end the others. */
+  async fork(
+    sandboxId: string,
+    count: number,
+    timeoutMs: number,
+  ): Promise<PromiseSettledResult<SandboxRecord>[]> {
+    const source = this.#running(sandboxId);
+    const { snapshotId } = await this.snapshot(sandboxId, []);
+    const wanted: NewSandbox = {
+      templateId: snapshotId,
+      timeoutMs,
+      metadata: source.metadata,
+      envVars: source.envVars ?? {},
+      allowInternetAccess: source.allowInternetAccess,
+      onTimeout: source.onTimeout ?? 'kill',
+      autoResume: source.autoResume ?? false,
+    };
+    const forks = await Promise.allSettled(Array.from({ length: count }, () => this.create(wanted)));
+    await this.#forgetPause(snapshotId);
+    return forks;
+  }
+
+  /** @throws ThawError `sandbox-not-found`, `conflict` for a paused one. */
+  #running(sandboxId: string): SandboxRecord {
+    const record = this.get(sandboxId);
+    if (record.state === 'paused') throw new ThawError('conflict', `sandbox ${sandboxId} is paused`);
+    return record;
+  }
+
+  /** The memory that nobody needs any more. */
+  async #forgetPause(snapshotId: string): Promise<void> {
+    await this.#node.removeSnapshot(snapshotId).catch((error: Error) => {
+      this.#log.warn({ snapshotId, reason: error.message }, 'a snapshot could not be removed');
+    });
+  }
+
+  async #pauseOrKill(sandboxId: string): Promise<void> {
+    try {
+      await this.pause(sandboxId);
+    } catch (error) {
+      this.#log.warn({ sandboxId, reason: (error as Error).message }, 'it could not be paused at its end');
+      await this.kill(sandboxId).catch(() => {});
+    }
   }
 
   /** Moves the end to `timeoutMs` from now; `extend` never shortens. @returns the record that holds now. */
@@ -109,6 +207,9 @@ export class Sandboxes {
   }
 }
 
+/** Names the memory of a paused sandbox, which is nobody's snapshot. */
+export const pauseNameOf = (sandboxId: string): string => `paused-${sandboxId}`;
+
 const notFound = (sandboxId: string) =>
   new ThawError('sandbox-not-found', `sandbox ${sandboxId.slice(0, 64)} was not found`);
 
@@ -128,5 +229,8 @@ function startingRecord(wanted: NewSandbox, snapshotId: string, alias: string | 
     memoryMb: 0,
     diskSizeMb: 0,
     allowInternetAccess: wanted.allowInternetAccess,
+    onTimeout: wanted.onTimeout,
+    autoResume: wanted.autoResume,
+    envVars: wanted.envVars,
   };
 }

@@ -11,8 +11,9 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { Agent, errors } from 'undici';
 import type { LogEvent } from '../../shared/agent-protocol.ts';
 import { type ErrorCode, ThawError } from '../../shared/errors.ts';
-import { snapshotIdOf } from '../../shared/ids.ts';
+import { newSnapshotId, snapshotIdOf } from '../../shared/ids.ts';
 import type {
+  CaptureSandboxRequest,
   DeployRequest,
   FunctionVersion,
   GuestRequest,
@@ -20,6 +21,7 @@ import type {
   NodeClient,
   SandboxFacts,
   SandboxRequest,
+  SnapshotFacts,
 } from './node-client.ts';
 
 interface SimulatedSandbox extends SandboxRequest {
@@ -42,6 +44,7 @@ export class SimulatedNodeClient implements NodeClient {
   readonly served = new Map<string, FunctionVersion>();
   readonly sandboxes = new Map<string, SimulatedSandbox>();
   readonly retired: string[] = [];
+  readonly snapshots: SnapshotFacts[] = [];
   /** Ports that a sandbox listens on. */
   readonly openPorts = new Set([49983, 8000]);
   /** Requests that ended before their answer did, by path: what a guest sees of a lost client. */
@@ -54,6 +57,7 @@ export class SimulatedNodeClient implements NodeClient {
   readonly #server: Server;
   readonly #agent = new Agent({ connections: 64, pipelining: 1 });
   readonly #listeners: ((sandboxId: string, reason: string) => void)[] = [];
+  readonly #expiryListeners: ((sandboxId: string) => void)[] = [];
   readonly #logs: LogEvent[] = [];
   #port = 0;
 
@@ -132,6 +136,8 @@ export class SimulatedNodeClient implements NodeClient {
   }
 
   async resolveTemplate(templateId: string): Promise<{ snapshotId: string; alias: string | null }> {
+    const saved = this.snapshots.find(({ snapshotId }) => snapshotId === templateId);
+    if (saved) return { snapshotId: saved.snapshotId, alias: saved.names[0] ?? null };
     if (templateId !== 'base')
       throw new ThawError('template-not-found', `no template ${JSON.stringify(templateId)}`);
     return { snapshotId: snapshotIdOf('0'.repeat(24)), alias: 'base' };
@@ -154,7 +160,10 @@ export class SimulatedNodeClient implements NodeClient {
     if (sandbox === undefined) return;
     clearTimeout(sandbox.timer);
     sandbox.endAtMs = endAtMs;
-    sandbox.timer = setTimeout(() => this.endSandbox(sandboxId, 'timeout'), endAtMs - Date.now());
+    sandbox.timer = setTimeout(() => {
+      if (sandbox.asksAtEnd) for (const listener of this.#expiryListeners) listener(sandboxId);
+      else this.endSandbox(sandboxId, 'timeout');
+    }, endAtMs - Date.now());
   }
 
   endSandbox(sandboxId: string, reason: string): void {
@@ -165,6 +174,55 @@ export class SimulatedNodeClient implements NodeClient {
 
   onSandboxEnded(listener: (sandboxId: string, reason: string) => void): void {
     this.#listeners.push(listener);
+  }
+
+  onSandboxExpired(listener: (sandboxId: string) => void): void {
+    this.#expiryListeners.push(listener);
+  }
+
+  async captureSandbox(sandboxId: string, request: CaptureSandboxRequest): Promise<SnapshotFacts> {
+    const sandbox = this.sandboxes.get(sandboxId);
+    if (sandbox === undefined) throw new ThawError('sandbox-not-found', 'no such sandbox');
+    const { names, keepRunning } = request;
+    if (names.some((name) => this.snapshots.some((known) => known.names.includes(name))))
+      throw new ThawError('conflict', 'a snapshot of this name exists');
+    const facts: SnapshotFacts = {
+      snapshotId: newSnapshotId(),
+      names,
+      kind: 'sandbox',
+      sandboxId,
+      parent: sandbox.snapshotId,
+      children: [],
+      clones: 0,
+      memoryMb: 512,
+      vcpus: 2,
+      sizeBytes: 512 * 1024 * 1024,
+      uniqueBytes: 4096,
+      dirtyPages: 1,
+      pauseMs: { pause: 1, total: 1 },
+      compatibility: {},
+      createdAt: new Date().toISOString(),
+    };
+    this.snapshots.unshift(facts);
+    if (!keepRunning) await this.killSandbox(sandboxId);
+    return facts;
+  }
+
+  async listSnapshots(): Promise<SnapshotFacts[]> {
+    return this.snapshots;
+  }
+
+  async inspectSnapshot(idOrName: string): Promise<SnapshotFacts> {
+    const found = this.snapshots.find(
+      ({ snapshotId, names }) => snapshotId === idOrName || names.includes(idOrName),
+    );
+    if (found === undefined)
+      throw new ThawError('template-not-found', `no snapshot ${JSON.stringify(idOrName)}`);
+    return found;
+  }
+
+  async removeSnapshot(snapshotId: string): Promise<void> {
+    this.snapshots.splice(this.snapshots.indexOf(await this.inspectSnapshot(snapshotId)), 1);
   }
 
   async sandboxRequest(sandboxId: string, port: number, request: GuestRequest): Promise<GuestResponse> {

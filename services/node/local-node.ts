@@ -5,12 +5,13 @@ import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import type { MachineShape } from '../../pool/hypervisor/hypervisor.ts';
 import type { Pool, PoolPolicy } from '../../pool/pool.ts';
+import type { SnapshotLibrary } from '../../pool/snapshot/library.ts';
 import type { SnapshotBuilder, Vm } from '../../pool/vm.ts';
 import type { ControlEvent, LogEvent } from '../../shared/agent-protocol.ts';
 import { ThawError } from '../../shared/errors.ts';
-import { snapshotIdPattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import type {
+  CaptureSandboxRequest,
   DeployRequest,
   FunctionVersion,
   GuestRequest,
@@ -18,10 +19,12 @@ import type {
   NodeClient,
   SandboxFacts,
   SandboxRequest,
+  SnapshotFacts,
 } from '../gateway/node-client.ts';
 import { FunctionLogs } from './function-logs.ts';
 import { Invocations } from './invocations.ts';
 import { NodeSandboxes } from './node-sandboxes.ts';
+import { NodeSnapshots } from './node-snapshots.ts';
 
 export interface LocalNodeOptions {
   pool: Pool;
@@ -37,6 +40,7 @@ export interface LocalNodeOptions {
   baseShape: MachineShape;
   basePolicy: PoolPolicy;
   diskSizeMb: number;
+  library: SnapshotLibrary;
 }
 
 const keyOf = ({ name, version }: Pick<FunctionVersion, 'name' | 'version'>) => `${name}@${version}`;
@@ -50,6 +54,7 @@ export class LocalNode implements NodeClient {
   readonly #logs = new FunctionLogs();
   readonly #invocations: Invocations;
   readonly #sandboxes: NodeSandboxes;
+  readonly #snapshots: NodeSnapshots;
   #baseSnapshotId: string | undefined;
 
   constructor(options: LocalNodeOptions) {
@@ -57,6 +62,8 @@ export class LocalNode implements NodeClient {
     this.#pool = options.pool;
     this.#invocations = new Invocations(options.pool);
     this.#sandboxes = new NodeSandboxes(options.pool, options.log);
+    const { library, pool, loadSnapshot: load, basePolicy } = options;
+    this.#snapshots = new NodeSnapshots({ library, pool, load, maxVms: basePolicy.max });
   }
 
   /** Makes the `base` template unless it is there, and keeps its VMs warm. */
@@ -137,13 +144,16 @@ export class LocalNode implements NodeClient {
     if (this.#baseSnapshotId === undefined)
       throw new ThawError('no-capacity', 'the base template is being made', { retryAfterSeconds: 5 });
     if (templateId === 'base') return { snapshotId: this.#baseSnapshotId, alias: 'base' };
-    if (snapshotIdPattern.test(templateId) && templateId === this.#baseSnapshotId)
-      return { snapshotId: templateId, alias: 'base' };
-    throw new ThawError('template-not-found', `no template ${JSON.stringify(templateId.slice(0, 64))}`);
+    if (templateId === this.#baseSnapshotId) return { snapshotId: templateId, alias: 'base' };
+    const { snapshotId, names, kind } = await this.#snapshots.find(templateId);
+    if (kind === 'function')
+      throw new ThawError('template-not-found', `${templateId} is a function's snapshot, no template`);
+    return { snapshotId, alias: names[0] ?? null };
   }
 
   async createSandbox(request: SandboxRequest): Promise<SandboxFacts> {
     const { diskSizeMb, baseShape } = this.#options;
+    if (request.snapshotId !== this.#baseSnapshotId) await this.#snapshots.serve(request.snapshotId);
     const { lease } = await this.#sandboxes.create(request);
     return { cpuCount: baseShape.vcpus, memoryMb: lease.vm.memoryMb, diskSizeMb };
   }
@@ -158,6 +168,28 @@ export class LocalNode implements NodeClient {
 
   onSandboxEnded(listener: (sandboxId: string, reason: string) => void): void {
     this.#sandboxes.onEnded(listener);
+  }
+
+  onSandboxExpired(listener: (sandboxId: string) => void): void {
+    this.#sandboxes.onExpired(listener);
+  }
+
+  async captureSandbox(sandboxId: string, request: CaptureSandboxRequest): Promise<SnapshotFacts> {
+    const facts = await this.#snapshots.capture(this.#sandboxes.get(sandboxId), request);
+    if (!request.keepRunning) this.#sandboxes.kill(sandboxId);
+    return facts;
+  }
+
+  listSnapshots(): Promise<SnapshotFacts[]> {
+    return this.#snapshots.list();
+  }
+
+  inspectSnapshot(idOrName: string): Promise<SnapshotFacts> {
+    return this.#snapshots.inspect(idOrName);
+  }
+
+  removeSnapshot(snapshotId: string): Promise<void> {
+    return this.#snapshots.remove(snapshotId);
   }
 
   sandboxRequest(sandboxId: string, guestPort: number, request: GuestRequest): Promise<GuestResponse> {

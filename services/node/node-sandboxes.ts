@@ -26,6 +26,7 @@ export interface RunningSandbox {
   /** Connections to all its ports. */
   readonly connections: Agent;
   readonly ports: Map<number, Promise<{ host: string; port: number }>>;
+  readonly asksAtEnd: boolean;
   endAtMs: number;
   timer: NodeJS.Timeout | undefined;
 }
@@ -35,6 +36,7 @@ export class NodeSandboxes {
   readonly #log: Log;
   readonly #running = new Map<string, RunningSandbox>();
   readonly #listeners: ((sandboxId: string, reason: string) => void)[] = [];
+  readonly #expiryListeners: ((sandboxId: string) => void)[] = [];
 
   constructor(pool: Pool, log: Log) {
     this.#pool = pool;
@@ -49,13 +51,27 @@ export class NodeSandboxes {
     this.#listeners.push(listener);
   }
 
+  onExpired(listener: (sandboxId: string) => void): void {
+    this.#expiryListeners.push(listener);
+  }
+
   /** @throws ThawError `no-capacity` | `restore-failed` | `overloaded` | `guest-unreachable`. */
   async create(request: SandboxRequest): Promise<RunningSandbox> {
     const lease = await this.#pool.acquire(request.snapshotId, { timeoutMs: acquireTimeoutMs });
     const connections = new Agent({ keepAliveTimeout: 600_000, keepAliveMaxTimeout: 600_000, pipelining: 1 });
     const { sandboxId, snapshotId, endAtMs } = request;
     const ports = new Map([[agentPort, Promise.resolve(lease.vm.agent)]]);
-    const sandbox = { sandboxId, snapshotId, lease, connections, ports, endAtMs, timer: undefined };
+    const asksAtEnd = request.asksAtEnd ?? false;
+    const sandbox = {
+      sandboxId,
+      snapshotId,
+      lease,
+      connections,
+      ports,
+      asksAtEnd,
+      endAtMs,
+      timer: undefined,
+    };
     try {
       await initialise(sandbox, request);
     } catch (error) {
@@ -82,10 +98,12 @@ export class NodeSandboxes {
     if (!sandbox) return;
     clearTimeout(sandbox.timer);
     sandbox.endAtMs = endAtMs;
-    sandbox.timer = setTimeout(
-      () => this.#ended(sandboxId, 'its time was over'),
-      Math.max(0, endAtMs - Date.now()),
-    );
+    sandbox.timer = setTimeout(() => this.#expired(sandbox), Math.max(0, endAtMs - Date.now()));
+  }
+
+  #expired({ sandboxId, asksAtEnd }: RunningSandbox): void {
+    if (asksAtEnd) for (const listener of this.#expiryListeners) listener(sandboxId);
+    else this.#ended(sandboxId, 'its time was over');
   }
 
   /** @throws ThawError `sandbox-not-found`. */

@@ -1,11 +1,11 @@
-// Owns `thaw sandbox`: create, exec, ls, kill. Refuses to own the wire of exec (sandbox-exec.ts).
+// Owns `thaw sandbox`: create, exec, ls, kill. Refuses to own the wire of exec (sandbox-exec.ts) and saving (sandbox-capture.ts).
 // Invariant: the exit code of `exec` is the command's own.
 import type { Command } from 'commander';
-import { ThawError } from '../../../shared/errors.ts';
 import { ExitCode, UsageError } from '../failure.ts';
 import { table } from '../output.ts';
 import { execInSandbox } from '../sandbox-exec.ts';
 import { type AddCommand, type Session, withClientOptions } from '../session.ts';
+import { addCaptures } from './sandbox-capture.ts';
 
 interface SandboxRow {
   sandboxID: string;
@@ -18,22 +18,13 @@ interface SandboxRow {
   memoryMB: number;
 }
 
-const notOffered = ['pause', 'resume', 'snapshot', 'fork'];
-
 export const addSandbox: AddCommand = (program, session) => {
   const sandbox = program.command('sandbox').description('VMs for a user to drive');
   addCreate(sandbox, session);
   addExec(sandbox, session);
   addList(sandbox, session);
   addKill(sandbox, session);
-  for (const name of notOffered)
-    sandbox
-      .command(`${name} [args...]`)
-      .description('not in this version')
-      .allowUnknownOption()
-      .action(() => {
-        throw new ThawError('not-implemented', `sandbox ${name} is not in this version of Thaw`);
-      });
+  addCaptures(sandbox, session);
 };
 
 const pairs = (value: string, all: Record<string, string>): Record<string, string> => {

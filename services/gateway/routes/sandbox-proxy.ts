@@ -71,6 +71,15 @@ function check(context: GatewayContext, target: SandboxTarget, url: string): voi
   if (target.port === agentPort && isInternalPath(url)) throw new ThawError('not-found', 'no such route');
 }
 
+/** A paused sandbox that asked for it goes on when somebody wants something of it. */
+async function wake({ state, sandboxes }: GatewayContext, sandboxId: string): Promise<void> {
+  const record = state.sandboxes.get(sandboxId);
+  if (record?.state === 'paused' && record.autoResume) await sandboxes.connect(sandboxId, autoResumeMs);
+}
+
+/** What E2B gives a sandbox that comes back on its own. */
+const autoResumeMs = 300_000;
+
 const routingHeaders = ['e2b-sandbox-id', 'e2b-sandbox-port'] as const;
 
 export async function proxyToSandbox(
@@ -86,6 +95,7 @@ export async function proxyToSandbox(
   });
   try {
     check(context, target, request.url!);
+    await wake(context, target.sandboxId);
     const { trustForwarded, sandboxResponseTimeoutMs } = context.config;
     const answer = await context.node.sandboxRequest(target.sandboxId, target.port, {
       method: request.method!,
@@ -118,6 +128,7 @@ export async function upgradeToSandbox(
   const requestId = requestIdOf(request.headers);
   try {
     check(context, target, request.url!);
+    await wake(context, target.sandboxId);
     const { trustForwarded } = context.config;
     rewriteUpgradeHeaders(request, { requestId, trustForwarded, dropCredentials: routingHeaders });
     await context.node.sandboxUpgrade(target.sandboxId, target.port, request, socket, head);

@@ -56,7 +56,7 @@ describe('the sandbox control plane', () => {
     assert.match(body.sandboxID, sandboxIdPattern);
     assert.equal(body.templateID, 'base');
     assert.equal(body.alias, 'base');
-    assert.equal(body.envdVersion, '0.5.7');
+    assert.equal(body.envdVersion, '0.6.4');
     assert.match(String(body.envdAccessToken), /^[0-9a-f]{64}$/);
     assert.equal(typeof body.clientID, 'string');
     assert.equal(body.trafficAccessToken, null);
@@ -98,20 +98,13 @@ describe('the sandbox control plane', () => {
     await assertE2bError(await post({ timeout: -1 }), 400, /timeout/);
     await assertE2bError(await post({ envVars: { 'A=B': 'x' } }), 400, /envVars/);
     await assertE2bError(await post({ metadata: { a: 1 } }), 400, /metadata/);
-    for (const body of [
-      { autoPause: true },
-      { network: { allowOut: ['x'] } },
-      { volumeMounts: [{}] },
-      { mcp: {} },
-    ])
+    for (const body of [{ network: { allowOut: ['x'] } }, { volumeMounts: [{}] }, { mcp: {} }])
       await assertE2bError(await post(body), 501, /not offered/);
     await create({ network: { allowPublicTraffic: true }, volumeMounts: [], autoPause: false });
     for (const [method, path] of [
-      ['POST', `/sandboxes/${newSandboxId()}/pause`],
-      ['POST', `/sandboxes/${newSandboxId()}/snapshots`],
-      ['GET', '/snapshots'],
-      ['GET', `/sandboxes/${newSandboxId()}/metrics`],
-      ['DELETE', '/templates/x'],
+      ['PUT', `/sandboxes/${newSandboxId()}/network`],
+      ['GET', '/templates'],
+      ['POST', '/volumes'],
     ] as const)
       await assertE2bError(await send(method, path, method === 'POST' ? {} : undefined), 501, /not offered/);
     await assertE2bError(await send('GET', '/v2/sandboxes/x/y/z'), 404);

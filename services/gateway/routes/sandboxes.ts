@@ -10,7 +10,9 @@ import { fromFramework } from '../framework-errors.ts';
 import type { GatewayContext } from '../gateway-context.ts';
 import type { Sandboxes } from '../sandboxes.ts';
 import type { SandboxRecord } from '../state/state-store.ts';
+import { captureRoutes } from './sandbox-capture.ts';
 import { type ListingQuery, listSandboxes } from './sandbox-listing.ts';
+import { metricsRoute } from './sandbox-metrics.ts';
 import {
   type ConnectSandboxBody,
   type CreateSandboxBody,
@@ -22,8 +24,8 @@ import {
   setTimeoutBody,
 } from './sandbox-schemas.ts';
 
-/** What the guest agent implements: up to octet-stream upload (0.5.7); file metadata and watch details come later. */
-export const envdVersion = '0.5.7';
+/** What the guest agent implements: up to watching of network mounts. */
+export const envdVersion = '0.6.4';
 /** Upstream names the host here; clients only require that it exists. */
 const clientId = 'thaw';
 const maxBodyBytes = 1024 * 1024;
@@ -32,19 +34,11 @@ const v2TimeoutSeconds = 300;
 
 /** Laid out so that a client gets a plain answer; each moves to a handler of its own when it is offered. */
 const notOffered: [method: 'GET' | 'POST' | 'PUT' | 'DELETE' | 'PATCH', path: string][] = [
-  ['POST', '/sandboxes/:id/pause'],
-  ['POST', '/sandboxes/:id/resume'],
-  ['POST', '/sandboxes/:id/snapshots'],
-  ['POST', '/sandboxes/:id/fork'],
   ['PUT', '/sandboxes/:id/network'],
-  ['GET', '/sandboxes/:id/metrics'],
   ['GET', '/sandboxes/:id/logs'],
   ['GET', '/v2/sandboxes/:id/logs'],
-  ['GET', '/sandboxes/metrics'],
-  ['GET', '/snapshots'],
   ['GET', '/templates'],
   ['POST', '/templates'],
-  ['DELETE', '/templates/:id'],
   ['GET', '/templates/aliases/:alias'],
   ['POST', '/v2/templates'],
   ['POST', '/v3/templates'],
@@ -59,7 +53,8 @@ const notOffered: [method: 'GET' | 'POST' | 'PUT' | 'DELETE' | 'PATCH', path: st
 
 type WithId = { Params: { id: string } };
 
-export function sandboxRoutes(context: GatewayContext, sandboxes: Sandboxes) {
+export function sandboxRoutes(context: GatewayContext) {
+  const { sandboxes } = context;
   return async (app: FastifyInstance): Promise<void> => {
     app.setErrorHandler((error, request, reply) => sendFailure(error, request, reply, context));
     app.addHook('onRequest', async (request) => {
@@ -69,6 +64,8 @@ export function sandboxRoutes(context: GatewayContext, sandboxes: Sandboxes) {
     acceptEmptyJson(app);
     createRoutes(app, context, sandboxes);
     lifeRoutes(app, context, sandboxes);
+    captureRoutes(app, context);
+    app.register(metricsRoute(context));
     for (const [method, url] of notOffered)
       app.route({ method, url, handler: async () => throwNotOffered(`${method} ${url}`) });
   };
@@ -111,6 +108,8 @@ function createRoutes(app: FastifyInstance, context: GatewayContext, sandboxes: 
           metadata: body.metadata ?? {},
           envVars: body.envVars ?? {},
           allowInternetAccess: body.allow_internet_access ?? true,
+          onTimeout: body.autoPause === true ? 'pause' : 'kill',
+          autoResume: body.autoResume?.enabled === true,
         });
         return reply.code(201).send(connection(record));
       },
@@ -122,9 +121,10 @@ function lifeRoutes(app: FastifyInstance, context: GatewayContext, sandboxes: Sa
     app.post<WithId & { Body: ConnectSandboxBody }>(
       url,
       { schema: { body: connectSandboxBody } },
-      async ({ params, body }) => {
+      async ({ params, body }, reply) => {
         const timeoutMs = timeoutMsOf(context, body.timeout ?? v2TimeoutSeconds);
-        return connection(await sandboxes.setTimeout(idOf(params), timeoutMs, 'extend'));
+        const { record, resumed } = await sandboxes.connect(idOf(params), timeoutMs);
+        return reply.code(resumed ? 201 : 200).send(connection(record));
       },
     );
   app.get<WithId>('/sandboxes/:id', async ({ params }) => detail(sandboxes.get(idOf(params))));
@@ -161,13 +161,13 @@ function lifeRoutes(app: FastifyInstance, context: GatewayContext, sandboxes: Sa
 }
 
 /** @throws ThawError `sandbox-not-found` for what cannot be an id: it never reaches state or node. */
-function idOf({ id }: { id: string }): string {
+export function idOf({ id }: { id: string }): string {
   if (!sandboxIdPattern.test(id))
     throw new ThawError('sandbox-not-found', `sandbox ${JSON.stringify(id.slice(0, 64))} was not found`);
   return id;
 }
 
-function timeoutMsOf(context: GatewayContext, seconds: number): number {
+export function timeoutMsOf(context: GatewayContext, seconds: number): number {
   const { maxSandboxTimeoutSeconds } = context.config;
   if (seconds > maxSandboxTimeoutSeconds)
     throw new ThawError('bad-request', `timeout: expected at most ${maxSandboxTimeoutSeconds} seconds`);
@@ -177,8 +177,6 @@ function timeoutMsOf(context: GatewayContext, seconds: number): number {
 /** A client that asked for one of these would rely on it. */
 function refuseUnsupported(body: CreateSandboxBody): void {
   const asked: [string, boolean][] = [
-    ['autoPause', body.autoPause === true],
-    ['autoResume', body.autoResume?.enabled === true],
     ['network', restricts(body.network)],
     ['volumeMounts', (body.volumeMounts ?? []).length > 0],
     ['mcp', body.mcp !== undefined && body.mcp !== null],
@@ -198,7 +196,7 @@ function throwNotOffered(what: string): never {
   throw new ThawError('not-implemented', `${what} is not offered by this version of Thaw`);
 }
 
-const identity = (record: SandboxRecord) => ({
+export const identity = (record: SandboxRecord) => ({
   sandboxID: record.sandboxId,
   templateID: record.templateId,
   clientID: clientId,
@@ -207,7 +205,7 @@ const identity = (record: SandboxRecord) => ({
 });
 
 /** What create and connect answer: all a client needs to reach the sandbox. */
-const connection = (record: SandboxRecord) => ({
+export const connection = (record: SandboxRecord) => ({
   ...identity(record),
   envdAccessToken: record.accessToken,
   trafficAccessToken: null,
@@ -231,5 +229,5 @@ const detail = (record: SandboxRecord) => ({
   envdAccessToken: record.accessToken,
   domain: null,
   allowInternetAccess: record.allowInternetAccess,
-  lifecycle: { onTimeout: 'kill', autoResume: false },
+  lifecycle: { onTimeout: record.onTimeout ?? 'kill', autoResume: record.autoResume ?? false },
 });

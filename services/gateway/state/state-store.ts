@@ -66,6 +66,11 @@ export interface SandboxRecord {
   memoryMb: number;
   diskSizeMb: number;
   allowInternetAccess: boolean;
+  /** What its time's end does. */
+  onTimeout?: 'kill' | 'pause';
+  /** A request to a paused sandbox resumes it. */
+  autoResume?: boolean;
+  envVars?: Record<string, string>;
 }
 
 export interface SandboxStore {
