@@ -1,0 +1,188 @@
+// What the snapshots page promises, with the unmodified E2B client against a whole Thaw: S1 to S7, pause, fork.
+import assert from 'node:assert/strict';
+import { after, before, describe, it } from 'node:test';
+import { Sandbox } from 'e2b';
+import { eventually, newDataDir, removeDir, startThaw, type ThawProcess } from './thaw-process.ts';
+
+/** Counts ten times a second into a file in memory, with the file kept open, so that a gap or a restart would show. */
+const counter = `
+import os, time
+n = 0
+f = open('/dev/shm/counter', 'w')
+while True:
+    n += 1
+    f.seek(0); f.write(str(n) + ' ' + str(time.monotonic()) + '\\n'); f.flush()
+    time.sleep(0.1)
+`;
+
+describe('snapshots of running sandboxes', () => {
+  let thaw: ThawProcess;
+  let dataDir: string;
+  const connection = () => ({ apiKey: thaw.apiKey, apiUrl: thaw.url, sandboxUrl: thaw.url });
+  const create = (template = 'base') => Sandbox.create(template, { ...connection(), timeoutMs: 600_000 });
+  const outputOf = async (sandbox: Sandbox, command: string) =>
+    (await sandbox.commands.run(command, { timeoutMs: 60_000 })).stdout.trim();
+  const countOf = async (sandbox: Sandbox) =>
+    Number((await outputOf(sandbox, 'cat /dev/shm/counter')).split(' ')[0]);
+
+  before(async () => {
+    dataDir = await newDataDir();
+    thaw = await startThaw(dataDir, [], { THAW_BASE_WARM: '0' });
+  });
+  after(async () => {
+    await thaw?.end();
+    await removeDir(dataDir);
+  });
+
+  let snapshotId: string;
+  let countAtSnapshot: number;
+
+  it('S1, S3, S4: a snapshot is taken of all that runs, and the sandbox goes on after a short pause', async (t) => {
+    const sandbox = await create();
+    await sandbox.files.write('/home/user/counter.py', counter);
+    await sandbox.commands.run('python3 /home/user/counter.py', { background: true, timeoutMs: 0 });
+    await eventually('the counter runs', async () => (await countOf(sandbox).catch(() => 0)) > 3);
+    await sandbox.commands.run('echo kept-in-memory > /dev/shm/note; echo unsynced > /home/user/note');
+    await sandbox.commands.run(
+      'mkdir -p /workspace 2>/dev/null || sudo mkdir -p /workspace; sudo touch /workspace/here',
+    );
+    ({ snapshotId } = await sandbox.createSnapshot());
+    countAtSnapshot = await countOf(sandbox);
+    const facts = (await (await thaw.call(`/v1/snapshots/${snapshotId}`)).json()) as {
+      pauseMs: Record<string, number>;
+      dirtyPages: number;
+    };
+    t.diagnostic(`pause ${JSON.stringify(facts.pauseMs)} ms, ${facts.dirtyPages} dirty pages`);
+    assert.ok(facts.pauseMs.total! < 1_000, `the pause was ${facts.pauseMs.total} ms`);
+    const later = await countOf(sandbox);
+    await eventually('the source counts on', async () => (await countOf(sandbox)) > later);
+    await sandbox.kill();
+  });
+
+  it('S2, S5: a new sandbox goes on there after the source was killed', async () => {
+    const clone = await create(snapshotId);
+    const first = await countOf(clone);
+    assert.ok(
+      first > 3 && first <= countAtSnapshot + 600,
+      `the clone counts from ${first}, not ${countAtSnapshot}`,
+    );
+    await eventually('the clone counts on', async () => (await countOf(clone)) > first);
+    assert.equal(
+      await outputOf(clone, 'cat /dev/shm/note /home/user/note; ls /workspace'),
+      'kept-in-memory\nunsynced\nhere',
+    );
+    await clone.kill();
+  });
+
+  it('S6: two branches are independent and of different identity', async () => {
+    const [one, two] = [await create(snapshotId), await create(snapshotId)];
+    await one.files.write('/home/user/branch', 'one');
+    await two.files.write('/home/user/branch', 'two');
+    assert.deepEqual(
+      [await one.files.read('/home/user/branch'), await two.files.read('/home/user/branch')],
+      ['one', 'two'],
+    );
+    const draw = `cat /proc/sys/kernel/random/uuid; hostname; cat /etc/machine-id; python3 -c 'import random; print(random.random())'`;
+    const [a, b] = [(await outputOf(one, draw)).split('\n'), (await outputOf(two, draw)).split('\n')];
+    for (const [index, value] of a.entries()) assert.notEqual(value, b[index]);
+    await Promise.all([one.kill(), two.kill()]);
+  });
+
+  it('S7: a connection that was open ends in the clone instead of hanging', async () => {
+    const sandbox = await create();
+    const program = `
+import socket, threading, time
+server = socket.create_server(('10.0.2.15', 7000))
+def serve():
+    peer, _ = server.accept()
+    time.sleep(3600)
+threading.Thread(target=serve, daemon=True).start()
+client = socket.create_connection(('10.0.2.15', 7000))
+open('/dev/shm/open', 'w').write('yes')
+try:
+    client.recv(1)
+    outcome = 'closed'
+except OSError as error:
+    outcome = type(error).__name__
+open('/dev/shm/outcome', 'w').write(outcome)
+`;
+    await sandbox.files.write('/home/user/connection.py', program);
+    await sandbox.commands.run('python3 /home/user/connection.py', { background: true, timeoutMs: 0 });
+    await eventually(
+      'the connection',
+      async () => (await outputOf(sandbox, 'cat /dev/shm/open 2>/dev/null || true')) === 'yes',
+    );
+    const { snapshotId: withConnection } = await sandbox.createSnapshot();
+    assert.equal(await outputOf(sandbox, 'cat /dev/shm/outcome 2>/dev/null || echo open'), 'open');
+    const clone = await create(withConnection);
+    await eventually(
+      'the end of the connection',
+      async () => /Error|closed/.test(await outputOf(clone, 'cat /dev/shm/outcome 2>/dev/null || true')),
+      10_000,
+    );
+    await Promise.all([sandbox.kill(), clone.kill()]);
+    assert.equal(await Sandbox.deleteSnapshot(withConnection, connection()), true);
+  });
+
+  it('pauses and goes on under the same id, ten times, with nothing lost', async () => {
+    const sandbox = await create();
+    const { sandboxId } = sandbox;
+    for (let round = 1; round <= 10; round++) {
+      await sandbox.commands.run(`echo ${round} >> /home/user/rounds; echo ${round} >> /dev/shm/rounds`);
+      assert.equal(await sandbox.pause(), true);
+      assert.equal(await sandbox.isRunning(), false);
+      await sandbox.connect({ timeoutMs: 600_000 });
+      assert.equal(sandbox.sandboxId, sandboxId);
+      const expected = Array.from({ length: round }, (_, index) => index + 1).join('\n');
+      assert.equal(await outputOf(sandbox, 'cat /home/user/rounds'), expected);
+      assert.equal(await outputOf(sandbox, 'cat /dev/shm/rounds'), expected);
+    }
+    await sandbox.kill();
+  });
+
+  it('snapshots a clone of a clone to depth 10', async () => {
+    let from = 'base';
+    for (let depth = 1; depth <= 10; depth++) {
+      const sandbox = await create(from);
+      await sandbox.commands.run(`echo ${depth} >> /home/user/depth; echo ${depth} >> /dev/shm/depth`);
+      from = (await sandbox.createSnapshot()).snapshotId;
+      await sandbox.kill();
+    }
+    const last = await create(from);
+    assert.equal(await outputOf(last, 'cat /home/user/depth | tr "\\n" " "'), '1 2 3 4 5 6 7 8 9 10');
+    assert.equal(await outputOf(last, 'cat /dev/shm/depth | tr "\\n" " "'), '1 2 3 4 5 6 7 8 9 10');
+    await last.kill();
+  });
+
+  it('forks a running sandbox', async () => {
+    const sandbox = await create();
+    await sandbox.commands.run('echo shared > /dev/shm/shared');
+    const response = await thaw.call(`/sandboxes/${sandbox.sandboxId}/fork`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({ count: 2, timeout: 300 }),
+    });
+    const forks = (await response.json()) as { sandbox: { sandboxID: string } }[];
+    assert.equal(forks.length, 2);
+    for (const { sandbox: fork } of forks) {
+      const clone = await Sandbox.connect(fork.sandboxID, connection());
+      assert.equal(await outputOf(clone, 'cat /dev/shm/shared'), 'shared');
+      await clone.kill();
+    }
+    await sandbox.kill();
+  });
+
+  it('S1, S5: a snapshot and a paused sandbox survive a restart of everything', async () => {
+    const paused = await create();
+    await paused.commands.run('echo before > /dev/shm/before');
+    await paused.pause();
+    assert.equal(await thaw.end('SIGTERM'), 0, thaw.said());
+    thaw = await startThaw(dataDir, [], { THAW_BASE_WARM: '0' });
+    const clone = await create(snapshotId);
+    assert.equal(await outputOf(clone, 'cat /dev/shm/note'), 'kept-in-memory');
+    const back = await Sandbox.connect(paused.sandboxId, connection());
+    assert.equal(await outputOf(back, 'cat /dev/shm/before'), 'before');
+    await Promise.all([clone.kill(), back.kill()]);
+    assert.deepEqual(await thaw.vmmPids().then((pids) => pids.length <= 2), true);
+  });
+});
