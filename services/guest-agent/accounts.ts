@@ -28,8 +28,7 @@ const namePattern = /^[A-Za-z_][A-Za-z0-9_.-]{0,31}$/;
 export function readAccounts(settings: Settings): Accounts {
   const users = readDatabase('/etc/passwd');
   const groups = readDatabase('/etc/group');
-  const nameOf = (rows: string[][], id: number) =>
-    rows.find((row) => Number(row[2]) === id)?.[0] ?? String(id);
+  const [userNames, groupNames] = [namesById(users), namesById(groups)];
   const find = (name: string): Account | undefined => {
     const row = namePattern.test(name) ? users.find((user) => user[0] === name) : undefined;
     if (row === undefined) return undefined;
@@ -46,10 +45,14 @@ export function readAccounts(settings: Settings): Accounts {
   };
   return {
     find: settings.mode === 'guest' ? find : (name) => ownAccount(settings, name),
-    userName: (uid) => nameOf(users, uid),
-    groupName: (gid) => nameOf(groups, gid),
+    userName: (uid) => userNames.get(uid) ?? String(uid),
+    groupName: (gid) => groupNames.get(gid) ?? String(gid),
   };
 }
+
+/** Of several names of one id the first counts, as for every program. */
+const namesById = (rows: string[][]) =>
+  new Map(rows.toReversed().map((row): [number, string] => [Number(row[2]), row[0]!]));
 
 function ownAccount(settings: Settings, name: string): Account | undefined {
   if (!namePattern.test(name)) return undefined;

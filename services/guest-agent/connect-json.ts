@@ -2,6 +2,7 @@
 // Refuses to own methods (the services) and authorisation (access.ts). docs/decisions/0002 says why it is not a library.
 // Invariant: every stream ends with an end frame while the client is there; a body is never larger than its limit.
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import { pipeline } from 'node:stream/promises';
 import {
   ConnectError,
   connectStatus,
@@ -63,10 +64,29 @@ export async function serveUnary(
   try {
     requireType(request, 'application/json');
     const answer = async () => method(parseMessage(await readBody(request)));
-    sendJson(response, 200, await withinTimeout(request, answer()));
+    const message = await withinTimeout(request, answer());
+    if (message instanceof JsonPieces) await message.send(response);
+    else sendJson(response, 200, message);
   } catch (error) {
     const failure = asConnectError(error);
     sendJson(response, connectStatus[failure.code], errorJson(failure));
+  }
+}
+
+/** An answer that is written piece by piece, no faster than the client takes it. */
+export class JsonPieces {
+  readonly #pieces: AsyncIterable<string>;
+
+  constructor(pieces: AsyncIterable<string>) {
+    this.#pieces = pieces;
+  }
+
+  async send(response: ServerResponse): Promise<void> {
+    response.writeHead(200, { 'content-type': 'application/json' });
+    await pipeline(this.#pieces, response).catch((error) => {
+      // The client left, or an end would make half an answer look whole.
+      if (!response.destroyed) response.destroy(error);
+    });
   }
 }
 

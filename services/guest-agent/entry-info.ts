@@ -1,34 +1,66 @@
 // Owns envd's EntryInfo: what a directory entry looks like on the wire.
 // Invariant: a symbolic link reports its target's type and metadata, and itself by `symlinkTarget` and `isSymlink`;
 // one whose target is gone is FILE_TYPE_SYMLINK.
-import type { Stats } from 'node:fs';
-import { lstat, realpath, stat } from 'node:fs/promises';
+import { lstat as lstatWithCallback, type Stats } from 'node:fs';
+import { realpath, stat, statfs } from 'node:fs/promises';
 import { basename } from 'node:path';
+import { promisify } from 'node:util';
 import type { Accounts } from './accounts.ts';
-import { readMetadata } from './file-metadata.ts';
+import { type Metadata, readMetadata } from './file-metadata.ts';
+
+/** The one of node:fs/promises takes a buffer outside the heap for each call: a long listing would fill the guest. */
+const lstat = promisify(lstatWithCallback);
 
 const permissionBits = 0o777;
 
-/** @throws the file system's error when the entry itself is absent. */
-export async function entryInfo(path: string, accounts: Accounts): Promise<object> {
-  const own = await lstat(path);
-  const target = own.isSymbolicLink() ? await linkTarget(path) : undefined;
-  const facts = target?.facts ?? own;
-  // A link whose target is gone leads to no attributes, and special files can have none.
-  const metadata = facts.isFile() || facts.isDirectory() ? readMetadata(path) : undefined;
-  return {
-    name: basename(path),
-    type: fileType(facts),
-    path,
-    size: String(own.size),
-    mode: facts.mode & permissionBits,
-    permissions: permissionText(own),
-    owner: accounts.userName(own.uid),
-    group: accounts.groupName(own.gid),
-    modifiedTime: new Date(own.mtimeMs).toISOString(),
-    ...(target === undefined ? {} : { symlinkTarget: target.path, isSymlink: true }),
-    ...(metadata === undefined ? {} : { metadata }),
-  };
+/** What many entries of one call have in common. */
+export class EntryReader {
+  readonly #accounts: Accounts;
+  readonly #local = new Map<number, Promise<boolean>>();
+
+  constructor(accounts: Accounts) {
+    this.#accounts = accounts;
+  }
+
+  /** @throws the file system's error when the entry itself is absent. */
+  async read(path: string): Promise<object> {
+    const own = await lstat(path);
+    const target = own.isSymbolicLink() ? await linkTarget(path) : undefined;
+    const facts = target?.facts ?? own;
+    const metadata = await this.#metadata(path, facts);
+    return {
+      name: basename(path),
+      type: fileType(facts),
+      path,
+      size: String(own.size),
+      mode: facts.mode & permissionBits,
+      permissions: permissionText(own),
+      owner: this.#accounts.userName(own.uid),
+      group: this.#accounts.groupName(own.gid),
+      modifiedTime: new Date(own.mtimeMs).toISOString(),
+      ...(target === undefined ? {} : { symlinkTarget: target.path, isSymlink: true }),
+      ...(metadata === undefined ? {} : { metadata }),
+    };
+  }
+
+  /** Links without a target lead to none, special files have none, and a remote file system may keep a call waiting. */
+  async #metadata(path: string, facts: Stats): Promise<Metadata | undefined> {
+    if (!facts.isFile() && !facts.isDirectory()) return undefined;
+    let local = this.#local.get(facts.dev);
+    if (local === undefined) {
+      local = isLocal(path);
+      this.#local.set(facts.dev, local);
+    }
+    return (await local) ? readMetadata(path) : undefined;
+  }
+}
+
+/** What the kernel says of file systems that others answer for: NFS, SMB, CIFS, SMB 2, FUSE. */
+const networkTypes = new Set([0x6969, 0x517b, 0xff534d42, 0xfe534d42, 0x65735546]);
+
+export async function isLocal(path: string): Promise<boolean> {
+  const { type } = await statfs(path);
+  return !networkTypes.has(type >>> 0);
 }
 
 async function linkTarget(path: string): Promise<{ path: string; facts: Stats | undefined }> {

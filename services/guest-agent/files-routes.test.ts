@@ -2,12 +2,14 @@
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { mkdir, readFile, symlink, writeFile } from 'node:fs/promises';
+import { existsSync } from 'node:fs';
+import { mkdir, readdir, readFile, symlink, writeFile } from 'node:fs/promises';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { gzipSync } from 'node:zlib';
 import { AgentFixture } from './agent-fixture.ts';
-import { parseRange } from './content-negotiation.ts';
+import { codingFor, parseRange } from './content-negotiation.ts';
 
 let agent: AgentFixture;
 let home: string;
@@ -55,6 +57,54 @@ describe('GET /files', () => {
       });
     assert.deepEqual(await encodingFor('gzip'), ['gzip', undefined]);
     assert.deepEqual(await encodingFor('gzip, deflate'), [undefined, '50000']);
+  });
+
+  it('finds the coding that the client means', () => {
+    assert.equal(codingFor(undefined), 'identity');
+    assert.equal(codingFor('gzip'), 'gzip');
+    assert.equal(codingFor('gzip;q=0'), 'identity');
+    assert.equal(codingFor('gzip, deflate, br'), 'identity');
+    assert.equal(codingFor('gzip;q=1.0, identity;q=0.5'), 'gzip');
+    assert.equal(codingFor('identity;q=0, gzip'), 'gzip');
+    assert.equal(codingFor('br, *;q=0'), undefined);
+    assert.equal(codingFor('identity;q=0'), undefined);
+    assert.equal(codingFor('*'), 'identity');
+    assert.equal(codingFor('nonsense;q=9'), 'identity');
+  });
+
+  it('answers 406 when it may send neither coding', async () => {
+    const headers = { 'accept-encoding': 'br, identity;q=0' };
+    await writeFile(join(home, 'coded'), 'x');
+    assert.deepEqual(await codeOf(await agent.fetch('/files?path=coded', { headers })), [406, 406]);
+  });
+
+  it('sends nothing of a file that is unchanged, and no range of one that is not', async () => {
+    await writeFile(join(home, 'conditional'), '0123456789');
+    const get = async (headers: Record<string, string>) => {
+      const response = await agent.fetch('/files?path=conditional', { headers });
+      return [response.status, response.status === 412 ? '' : await response.text()];
+    };
+    const { headers } = await agent.fetch('/files?path=conditional');
+    const [tag, date] = [headers.get('etag')!, headers.get('last-modified')!];
+    const before = new Date(Date.parse(date) - 1000).toUTCString();
+    const range = 'bytes=1-2';
+    assert.deepEqual(await get({ 'if-none-match': `"other", W/${tag}` }), [304, '']);
+    assert.deepEqual(await get({ 'if-none-match': '"other"', 'if-modified-since': date }), [
+      200,
+      '0123456789',
+    ]);
+    assert.deepEqual(await get({ 'if-modified-since': date }), [304, '']);
+    assert.deepEqual(await get({ 'if-modified-since': before }), [200, '0123456789']);
+    assert.deepEqual(await get({ 'if-modified-since': 'never' }), [200, '0123456789']);
+    assert.deepEqual(await get({ 'if-match': '*' }), [200, '0123456789']);
+    assert.deepEqual(await get({ 'if-match': '"other"' }), [412, '']);
+    assert.deepEqual(await get({ 'if-unmodified-since': before }), [412, '']);
+    assert.deepEqual(await get({ range, 'if-range': tag }), [206, '12']);
+    assert.deepEqual(await get({ range, 'if-range': date }), [206, '12']);
+    assert.deepEqual(await get({ range, 'if-range': before }), [200, '0123456789']);
+    await writeFile(join(home, 'conditional'), 'changed');
+    assert.deepEqual(await get({ 'if-none-match': tag }), [200, 'changed']);
+    assert.deepEqual(await get({ range, 'if-range': tag }), [200, 'changed']);
   });
 
   it('reads empty files as empty and files of /proc as what they hold', async () => {
@@ -167,6 +217,38 @@ describe('POST /files', () => {
     );
   });
 
+  it('takes more files than may be open at once, and each path once', async () => {
+    const form = new FormData();
+    for (let count = 0; count < 700; count++) form.append('file', new Blob([`${count}`]), `lots/${count}`);
+    const response = await agent.fetch('/files', { method: 'POST', body: form });
+    assert.equal(((await response.json()) as object[]).length, 700);
+    assert.equal(await readFile(join(home, 'lots/699'), 'utf8'), '699');
+    const twice = new FormData();
+    for (const name of ['same', '~/same']) twice.append('file', new Blob(['x']), name);
+    assert.deepEqual(await codeOf(await agent.fetch('/files', { method: 'POST', body: twice })), [400, 400]);
+  });
+
+  it('leaves neither a file nor an open one when the client goes in the middle', async () => {
+    const openFiles = async () => (await readdir(`/proc/${agent.pid}/fd`)).length;
+    const before = await openFiles();
+    for (const type of ['application/octet-stream', 'multipart/form-data; boundary=b']) {
+      const part = '--b\r\ncontent-disposition: form-data; name="file"; filename="half"\r\n\r\n';
+      const head = `POST /files?path=half HTTP/1.1\r\nhost: x\r\nx-access-token: ${agent.accessToken}\r\n`;
+      const socket = connect(agent.ports.agent, '127.0.0.1');
+      socket.write(`${head}content-type: ${type}\r\ncontent-length: 9999\r\n\r\n${part}some`);
+      await agent.eventually('the file begun', () => existsSync(join(home, 'half')));
+      socket.destroy();
+      await agent.eventually('the file gone', () => !existsSync(join(home, 'half')));
+    }
+    let open = before + 1;
+    await agent.eventually('all files closed', () => {
+      void openFiles().then((count) => {
+        open = count;
+      });
+      return open <= before;
+    });
+  });
+
   it('says 507 when the disk is full, and leaves the connection usable for the answer', async (context) => {
     const full = await tinyFileSystem();
     if (full === undefined) return context.skip('no permission to mount a tmpfs');
@@ -174,16 +256,69 @@ describe('POST /files', () => {
       const body = Buffer.alloc(4 * 1024 * 1024);
       const response = await agent.fetch(`/files?path=${full}/x`, { method: 'POST', headers: octets, body });
       assert.deepEqual(await codeOf(response), [507, 507]);
+      assert.deepEqual(await readdir(full), [], 'what could not be written whole is gone');
+      await agent.fetch('/files?path=source', { method: 'POST', headers: octets, body });
+      const compose = JSON.stringify({ source_paths: ['source'], destination: `${full}/x` });
+      const composed = await agent.fetch('/files/compose', { method: 'POST', body: compose });
+      assert.deepEqual(await codeOf(composed), [507, 507]);
+      assert.deepEqual(await readdir(full), []);
+      assert.equal(
+        (await agent.fetch('/files?path=source', { headers: { range: 'bytes=0-0' } })).status,
+        206,
+      );
+      const make = async (name: number) =>
+        (await agent.unary('filesystem.Filesystem/MakeDir', { path: `${full}/${name}` })).body.code;
+      const codes = await Promise.all(Array.from({ length: 30 }, (_, name) => make(name)));
+      assert.ok(codes.includes('resource_exhausted' as never), String(codes));
     } finally {
       spawnSync('umount', [full]);
     }
   });
 });
 
-/** A mounted file system of 64 KiB, or undefined where this user may not mount. */
+describe('POST /files/compose', () => {
+  const compose = async (message: object) => {
+    const response = await agent.fetch('/files/compose', { method: 'POST', body: JSON.stringify(message) });
+    return { status: response.status, body: (await response.json()) as Record<string, unknown> };
+  };
+
+  it('joins files in the order given and removes them', async () => {
+    await mkdir(join(home, 'parts'));
+    for (const name of ['1', '2', '3']) await writeFile(join(home, 'parts', name), name.repeat(300_000));
+    const source_paths = ['parts/2', '~/parts/1', `${home}/parts/3`, 'parts/2'];
+    const { status, body } = await compose({ source_paths, destination: 'whole/joined' });
+    assert.deepEqual([status, body], [200, { path: `${home}/whole/joined`, name: 'joined', type: 'file' }]);
+    const expected = ['2', '1', '3', '2'].map((name) => name.repeat(300_000)).join('');
+    assert.ok((await readFile(join(home, 'whole/joined'), 'utf8')) === expected);
+    assert.deepEqual(await readdir(join(home, 'parts')), []);
+    assert.deepEqual(await readdir(join(home, 'whole')), ['joined']);
+  });
+
+  it('may append to its own destination', async () => {
+    await writeFile(join(home, 'log'), 'a');
+    await writeFile(join(home, 'more'), 'b');
+    assert.equal((await compose({ source_paths: ['log', 'more'], destination: 'log' })).status, 200);
+    assert.equal(await readFile(join(home, 'log'), 'utf8'), 'ab');
+  });
+
+  it('refuses what it cannot join and then removes nothing', async () => {
+    await writeFile(join(home, 'there'), 'x');
+    const codeFor = async (message: object) => (await compose(message)).body.code;
+    assert.equal(await codeFor({ source_paths: ['there', 'absent'], destination: 'd' }), 404);
+    assert.equal(await codeFor({ source_paths: ['there', '/etc'], destination: 'd' }), 400);
+    assert.equal(await codeFor({ source_paths: [], destination: 'd' }), 400);
+    assert.equal(await codeFor({ source_paths: ['there'] }), 400);
+    assert.equal(await codeFor({ source_paths: 'there', destination: 'd' }), 400);
+    assert.equal(await codeFor({ source_paths: ['there'], destination: '/etc' }), 400);
+    assert.equal(await codeFor({ source_paths: ['there'], destination: 'd', username: 'no/such' }), 401);
+    assert.equal(await readFile(join(home, 'there'), 'utf8'), 'x');
+  });
+});
+
+/** A mounted file system of 64 KiB and 20 entries, or undefined where this user may not mount. */
 async function tinyFileSystem(): Promise<string | undefined> {
   const path = join(agent.rootDir, 'full');
   await mkdir(path);
-  const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', path]);
+  const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64k,nr_inodes=20', 'tmpfs', path]);
   return mounted.status === 0 ? path : undefined;
 }

@@ -2,13 +2,13 @@
 // the caller's user, as envd does.
 // Refuses to own file contents (files-routes.ts).
 // Invariant: an error of the file system becomes the Connect code that clients branch on.
-import { chown, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
+import { chown, lstat, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { type ConnectCode, ConnectError } from '../../shared/connect-frames.ts';
 import type { Account } from './accounts.ts';
 import { type Caller, guestPath } from './caller.ts';
-import { type Message, numberField, textField } from './connect-json.ts';
-import { entryInfo } from './entry-info.ts';
+import { JsonPieces, type Message, numberField, textField } from './connect-json.ts';
+import { EntryReader } from './entry-info.ts';
 import { spawnPiped } from './spawn-piped.ts';
 
 const maxListedEntries = 100_000;
@@ -17,7 +17,7 @@ const entriesAtOnce = 256;
 
 export async function statEntry(caller: Caller, message: Message): Promise<object> {
   const path = pathField(caller, message, 'path');
-  return { entry: await entryInfo(path, caller.accounts).catch(asFileError(path)) };
+  return { entry: await entryOf(caller, path).catch(asFileError(path)) };
 }
 
 export async function makeDirectory(caller: Caller, message: Message): Promise<object> {
@@ -26,19 +26,19 @@ export async function makeDirectory(caller: Caller, message: Message): Promise<o
   if (facts?.isDirectory()) throw new ConnectError('already_exists', `directory already exists: ${path}`);
   if (facts) throw new ConnectError('invalid_argument', `path exists and is not a directory: ${path}`);
   await makeDirectories(path, caller.account).catch(asFileError(path));
-  return { entry: await entryInfo(path, caller.accounts).catch(asFileError(path)) };
+  return { entry: await entryOf(caller, path).catch(asFileError(path)) };
 }
 
 export async function moveEntry(caller: Caller, message: Message): Promise<object> {
   const source = namedPath(caller, message, 'source');
   const destination = namedPath(caller, message, 'destination');
-  await entryInfo(source, caller.accounts).catch(asFileError(source));
+  await lstat(source).catch(asFileError(source));
   await makeDirectories(dirname(destination), caller.account).catch(asFileError(destination));
   await rename(source, destination).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'EXDEV') return moveAcross(source, destination, caller);
     return asFileError(destination)(error);
   });
-  return { entry: await entryInfo(destination, caller.accounts).catch(asFileError(destination)) };
+  return { entry: await entryOf(caller, destination).catch(asFileError(destination)) };
 }
 
 export async function listDirectory(caller: Caller, message: Message): Promise<object> {
@@ -48,17 +48,31 @@ export async function listDirectory(caller: Caller, message: Message): Promise<o
   if (!facts.isDirectory()) throw new ConnectError('invalid_argument', `path is not a directory: ${path}`);
   const paths: string[] = [];
   await walk(path, depth, paths).catch(asFileError(path));
-  const entries: object[] = [];
-  for (let at = 0; at < paths.length; at += entriesAtOnce) {
-    const batch = paths.slice(at, at + entriesAtOnce);
-    // One that vanished since it was read is not an error of the listing.
-    const found = await Promise.all(
-      batch.map((entry) => entryInfo(entry, caller.accounts).catch(() => undefined)),
-    );
-    entries.push(...found.filter((entry) => entry !== undefined));
-  }
-  return { entries };
+  const entries = new EntryReader(caller.accounts);
+  if (paths.length <= entriesAtOnce) return { entries: await readBatch(entries, paths) };
+  return new JsonPieces(listing(entries, paths));
 }
+
+/** A long listing is sent as it is read: it never is in memory as a whole. */
+async function* listing(entries: EntryReader, paths: string[]): AsyncGenerator<string> {
+  let opening = '{"entries":[';
+  for (let at = 0; at < paths.length; at += entriesAtOnce) {
+    const batch = await readBatch(entries, paths.slice(at, at + entriesAtOnce));
+    if (batch.length === 0) continue;
+    yield opening + JSON.stringify(batch).slice(1, -1);
+    opening = ',';
+  }
+  yield opening === ',' ? ']}' : '{"entries":[]}';
+}
+
+async function readBatch(entries: EntryReader, paths: string[]): Promise<object[]> {
+  // One that vanished since it was read is not an error of the listing.
+  const found = await Promise.all(paths.map((path) => entries.read(path).catch(() => undefined)));
+  return found.filter((entry) => entry !== undefined);
+}
+
+const entryOf = (caller: Caller, path: string): Promise<object> =>
+  new EntryReader(caller.accounts).read(path);
 
 export async function removeEntry(caller: Caller, message: Message): Promise<object> {
   const path = namedPath(caller, message, 'path');

@@ -145,6 +145,12 @@ const clientStreamMethods: Record<string, ClientStream> = {
   '/process.Process/StreamInput': ({ processes }, messages) => streamInput(processes, messages),
 };
 
+/** Every route that takes the access token and nothing else. */
+export const tokenRoutes: readonly string[] = [
+  ...Object.keys(plainRoutes),
+  ...[unaryMethods, clientStreamMethods, streamMethods].flatMap(Object.keys).map((path) => `POST ${path}`),
+];
+
 async function routeConnect(call: Call, target: string): Promise<void> {
   const { request, response } = call;
   const path = target.startsWith('POST ') ? target.slice('POST '.length) : '';

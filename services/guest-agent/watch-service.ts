@@ -1,13 +1,13 @@
 // Owns envd's watching methods: a stream of a directory's events, and watchers that are asked for theirs.
 // Refuses to own what is watched (directory-watch.ts). Loaded when the first directory is watched.
 // Invariant: what waits for a client has a limit, and a client that missed an event is told so, never left to guess.
-import { stat, statfs } from 'node:fs/promises';
+import { stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ConnectError } from '../../shared/connect-frames.ts';
 import type { Caller } from './caller.ts';
 import { flagField, type Message, type ServerStream, textField } from './connect-json.ts';
 import { asWatchError, DirectoryWatch, type WatchEvent } from './directory-watch.ts';
-import { entryInfo } from './entry-info.ts';
+import { EntryReader, isLocal } from './entry-info.ts';
 import { asFileError, pathField } from './filesystem-service.ts';
 
 /** Below the kernel's default of 128 instances for a user. */
@@ -17,11 +17,8 @@ const maxPendingEvents = 65_536;
 /** A watcher not asked for this long makes room when there is none. */
 const abandonedMs = 60 * 60_000;
 
-/** What the kernel says of file systems whose changes it may not see: NFS, SMB, CIFS, SMB 2, FUSE. */
-const networkTypes = new Set([0x6969, 0x517b, 0xff534d42, 0xfe534d42, 0x65735546]);
-
 interface WatchRequest {
-  caller: Caller;
+  entries: EntryReader;
   path: string;
   recursive: boolean;
   includeEntry: boolean;
@@ -140,15 +137,10 @@ async function requestOf(caller: Caller, message: Message): Promise<WatchRequest
   const path = pathField(caller, message, 'path');
   const facts = await stat(path).catch(asFileError(path));
   if (!facts.isDirectory()) throw new ConnectError('invalid_argument', `path is not a directory: ${path}`);
-  if (!flagField(message, 'allowNetworkMounts')) await requireLocal(path);
-  const [recursive, includeEntry] = [flagField(message, 'recursive'), flagField(message, 'includeEntry')];
-  return { caller, path, recursive, includeEntry };
-}
-
-async function requireLocal(path: string): Promise<void> {
-  const { type } = await statfs(path).catch(asFileError(path));
-  if (networkTypes.has(type >>> 0))
+  if (!flagField(message, 'allowNetworkMounts') && !(await isLocal(path).catch(asFileError(path))))
     throw new ConnectError('invalid_argument', `cannot watch a path on a network mount: ${path}`);
+  const [recursive, includeEntry] = [flagField(message, 'recursive'), flagField(message, 'includeEntry')];
+  return { entries: new EntryReader(caller.accounts), path, recursive, includeEntry };
 }
 
 const overdue = () => new ConnectError('deadline_exceeded', 'the watch took longer than its timeout');
@@ -172,9 +164,9 @@ function tellAll(request: WatchRequest, watch: DirectoryWatch, stream: ServerStr
   void tell();
 }
 
-async function withEntry({ caller, path, includeEntry }: WatchRequest, event: WatchEvent): Promise<object> {
+async function withEntry({ entries, path, includeEntry }: WatchRequest, event: WatchEvent): Promise<object> {
   if (!includeEntry || event.type === 'EVENT_TYPE_REMOVE' || event.type === 'EVENT_TYPE_RENAME') return event;
   // It may be gone by now: then the event is told alone.
-  const entry = await entryInfo(join(path, event.name), caller.accounts).catch(() => undefined);
+  const entry = await entries.read(join(path, event.name)).catch(() => undefined);
   return entry === undefined ? event : { ...event, entry };
 }
