@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import ssl
 from typing import Any, Awaitable, Callable, Generic, Optional, TypeVar
 
 from ..errors import UnreachableError, connection_lost, deadline_exceeded
+from ..tls import tls_context
 
 T = TypeVar("T")
 _READ_BYTES = 256 * 1024
@@ -25,9 +25,8 @@ class Socket:
 
     @staticmethod
     async def open(host: str, port: int, tls: bool, overdue: str, timeout: Optional[float]) -> Socket:
-        context = ssl.create_default_context() if tls else None
         try:
-            opening = asyncio.open_connection(host, port, ssl=context, limit=_READ_BYTES)
+            opening = asyncio.open_connection(host, port, ssl=tls_context() if tls else None, limit=_READ_BYTES)
             reader, writer = await asyncio.wait_for(opening, timeout)
         except asyncio.TimeoutError:
             raise deadline_exceeded(overdue) from None
