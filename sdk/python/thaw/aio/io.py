@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import Any, Awaitable, Callable, Generic, Optional, TypeVar
+from typing import Any, Awaitable, Callable, Generic, Optional, TypeVar, cast
 
 from ..errors import UnreachableError, connection_lost, deadline_exceeded
 from ..tls import tls_context
@@ -97,15 +97,15 @@ class Task(Generic[T]):
     """Work that goes on beside the caller's."""
 
     def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
-        self._task: asyncio.Task[T] = asyncio.ensure_future(_guarded(work))  # type: ignore[arg-type]
+        self._task = asyncio.ensure_future(_guarded(work))
 
     async def join(self) -> T:
         """Its result, or what it raised."""
         # The task must outlive one of several who wait for it.
-        outcome, error = await asyncio.shield(self._task)  # type: ignore[misc]
+        outcome, error = await asyncio.shield(self._task)
         if error is not None:
             raise error
-        return outcome
+        return cast(T, outcome)
 
 
 async def _guarded(work: Callable[[], Awaitable[Any]]) -> tuple[Any, Optional[Exception]]:

@@ -8,7 +8,7 @@ import socket
 import ssl
 import threading
 import time
-from typing import Any, Callable, Generic, Optional, TypeVar
+from typing import Any, Callable, Generic, Optional, TypeVar, cast
 
 from ..errors import UnreachableError, connection_lost, deadline_exceeded
 from ..tls import tls_context
@@ -143,7 +143,7 @@ class Task(Generic[T]):
         self._thread.join()
         if self._error is not None:
             raise self._error
-        return self._outcome  # type: ignore[return-value]
+        return cast(T, self._outcome)
 
     def _run(self) -> None:
         try:
