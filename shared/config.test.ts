@@ -49,6 +49,7 @@ describe('configuration', () => {
       /THAW_PROT is no variable of Thaw; did you mean THAW_PORT\?/,
     );
     assert.match(refusal({ env: { THAW_AGENT_MODE: 'guest' } }), /THAW_AGENT_MODE/);
+    assert.ok(resolve({ env: { THAW_API_URL: 'http://elsewhere' } }), 'the SDKs have it in the same shell');
     assert.match(
       refusal({ file: { path: 'f.json', value: { maxVm: 1 } } }),
       /f\.json: maxVm .*did you mean maxVms/,

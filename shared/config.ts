@@ -217,8 +217,11 @@ function expectedOf(schema: TSchema): string {
   return pattern === undefined ? 'a text that is not empty' : `a text that matches ${pattern}`;
 }
 
+/** Of the SDKs: a shell that talks to a server may also start one. */
+const clientVariables = ['THAW_API_URL'];
+
 function refuseUnknownVariables(env: ConfigInput['env']): void {
-  const known = configKeys.map((facts) => facts.env);
+  const known = [...configKeys.map((facts) => facts.env), ...clientVariables];
   for (const name of Object.keys(env))
     if (name.startsWith('THAW_') && !known.includes(name))
       throw new ThawError('bad-config', `${name} is no variable of Thaw${suggestion(name, known)}`);

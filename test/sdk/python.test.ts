@@ -40,6 +40,8 @@ describe('the Python SDK', () => {
     'tests.test_make_sync',
     'tests.aio.test_contract',
     'tests.sync.test_contract',
+    'tests.aio.test_tls',
+    'tests.sync.test_tls',
     'tests.aio.test_wire',
     'tests.sync.test_wire',
   ])

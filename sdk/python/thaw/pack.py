@@ -27,7 +27,8 @@ def pack_directory(directory: str, name: Optional[str] = None) -> tuple[str, byt
 
 def _declared_name(root: Path) -> Optional[str]:
     try:
-        return json.loads((root / "thaw.json").read_text()).get("name")
+        name = json.loads((root / "thaw.json").read_text()).get("name")
+        return name if isinstance(name, str) else None
     except (OSError, ValueError, AttributeError):
         # The server says what is wrong with it, and where.
         return None

@@ -49,7 +49,7 @@ class AsyncAnswer:
 
     async def read(self, deadline: Deadline) -> bytes:
         """All of the body."""
-        pieces = []
+        pieces: list[bytes] = []
         while True:
             piece = await self.piece(deadline.overdue, deadline.left())
             if not piece:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import ssl
-from typing import Any, Awaitable, Callable, Generic, Optional, TypeVar
+from typing import Any, Awaitable, Callable, Generic, Optional, TypeVar, cast
 
 from ..errors import UnreachableError, connection_lost, deadline_exceeded
+from ..tls import tls_context
 
 T = TypeVar("T")
 _READ_BYTES = 256 * 1024
@@ -25,9 +25,8 @@ class Socket:
 
     @staticmethod
     async def open(host: str, port: int, tls: bool, overdue: str, timeout: Optional[float]) -> Socket:
-        context = ssl.create_default_context() if tls else None
         try:
-            opening = asyncio.open_connection(host, port, ssl=context, limit=_READ_BYTES)
+            opening = asyncio.open_connection(host, port, ssl=tls_context() if tls else None, limit=_READ_BYTES)
             reader, writer = await asyncio.wait_for(opening, timeout)
         except asyncio.TimeoutError:
             raise deadline_exceeded(overdue) from None
@@ -98,15 +97,15 @@ class Task(Generic[T]):
     """Work that goes on beside the caller's."""
 
     def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
-        self._task: asyncio.Task[T] = asyncio.ensure_future(_guarded(work))  # type: ignore[arg-type]
+        self._task = asyncio.ensure_future(_guarded(work))
 
     async def join(self) -> T:
         """Its result, or what it raised."""
         # The task must outlive one of several who wait for it.
-        outcome, error = await asyncio.shield(self._task)  # type: ignore[misc]
+        outcome, error = await asyncio.shield(self._task)
         if error is not None:
             raise error
-        return outcome
+        return cast(T, outcome)
 
 
 async def _guarded(work: Callable[[], Awaitable[Any]]) -> tuple[Any, Optional[Exception]]:

@@ -50,7 +50,7 @@ class Answer:
 
     def read(self, deadline: Deadline) -> bytes:
         """All of the body."""
-        pieces = []
+        pieces: list[bytes] = []
         while True:
             piece = self.piece(deadline.overdue, deadline.left())
             if not piece:

@@ -3,17 +3,21 @@
 # Invariant: every wait ends at its timeout; an aborted socket reads as ended.
 from __future__ import annotations
 
-import select
+import selectors
 import socket
 import ssl
 import threading
 import time
-from typing import Any, Callable, Generic, Optional, TypeVar
+from typing import Any, Callable, Generic, Optional, TypeVar, cast
 
 from ..errors import UnreachableError, connection_lost, deadline_exceeded
+from ..tls import tls_context
 
 T = TypeVar("T")
 _READ_BYTES = 256 * 1024
+_BOTH = selectors.EVENT_READ | selectors.EVENT_WRITE
+# Needs no descriptor of its own, and takes descriptors of any number where the system can.
+_Selector: Any = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 class Socket:
@@ -30,7 +34,7 @@ class Socket:
             connected = socket.create_connection((host, port), timeout)
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if tls:
-                connected = ssl.create_default_context().wrap_socket(connected, server_hostname=host)
+                connected = tls_context().wrap_socket(connected, server_hostname=host)
         except TimeoutError:
             raise deadline_exceeded(overdue) from None
         except OSError as error:
@@ -55,7 +59,7 @@ class Socket:
         self._socket.setblocking(False)
         try:
             while rest:
-                readable, writable = self._ready(None if end is None else max(0, end - time.monotonic()))
+                readable, writable = self._ready(_BOTH, None if end is None else max(0, end - time.monotonic()))
                 if not readable and not writable:
                     raise deadline_exceeded(overdue)
                 if readable and self._has_answer():
@@ -66,13 +70,13 @@ class Socket:
             raise connection_lost(f"the connection broke: {error}") from error
         return True
 
-    def _ready(self, timeout: Optional[float]) -> tuple[bool, bool]:
+    def _ready(self, events: int, timeout: Optional[float]) -> tuple[bool, bool]:
         """Returns: whether it can be read (or has ended) and written, as soon as one is the case."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN | select.POLLOUT)
-        events = poll.poll(None if timeout is None else timeout * 1000)
-        mask = events[0][1] if events else 0
-        return bool(mask & ~select.POLLOUT), bool(mask & select.POLLOUT)
+        with _Selector() as selector:
+            selector.register(self._socket, events)
+            ready = selector.select(timeout)
+        mask = ready[0][1] if ready else 0
+        return bool(mask & selectors.EVENT_READ), bool(mask & selectors.EVENT_WRITE)
 
     def _has_answer(self) -> bool:
         """What arrived may also be TLS's own."""
@@ -107,9 +111,8 @@ class Socket:
         """True when another request may be sent on it: still open and nothing unread."""
         if self._socket.fileno() < 0:
             return False
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return not poll.poll(0)
+        readable, _ = self._ready(selectors.EVENT_READ, 0)
+        return not readable
 
     def abort(self) -> None:
         """Ends it now, from any thread; whoever reads it gets the end of the connection and closes it."""
@@ -140,7 +143,7 @@ class Task(Generic[T]):
         self._thread.join()
         if self._error is not None:
             raise self._error
-        return self._outcome  # type: ignore[return-value]
+        return cast(T, self._outcome)
 
     def _run(self) -> None:
         try:
