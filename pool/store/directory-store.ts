@@ -125,13 +125,17 @@ export class DirectoryStore implements BlobStore {
     // A directory has no page size of its own: without a limit all of it comes in one walk.
     const limit = options.limit === undefined ? Number.POSITIVE_INFINITY : limitOf(options);
     return runRequest(`list of ${prefix}`, options, async (end) => {
-      const entries: string[] = [];
-      for await (const key of walkKeys(this.#objectsDir, prefix, options.after ?? '')) {
-        end.throwIfEnded();
-        if (entries.length === limit) return { entries, next: entries.at(-1) };
-        entries.push(key);
-      }
-      return { entries, next: undefined };
+      const keys = await walkKeys(
+        {
+          rootDir: this.#objectsDir,
+          after: options.after ?? '',
+          maxKeys: limit + 1,
+          throwIfEnded: () => end.throwIfEnded(),
+        },
+        prefix,
+      );
+      const entries = keys.slice(0, limit);
+      return { entries, next: keys.length > limit ? entries.at(-1) : undefined };
     }).catch((error: unknown) => {
       throw storeErrorOf(error, `list of ${prefix}`);
     });
