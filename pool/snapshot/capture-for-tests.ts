@@ -103,6 +103,15 @@ export async function deltaCapture(
   };
 }
 
+/** A snapshot and its child, as the program that kills itself publishes them. */
+export async function crashCaptures(dir: string): Promise<{ parent: LocalCapture; child: LocalCapture }> {
+  const image = testImage(1);
+  const parent = await wholeCapture(join(dir, 'parent'), 1, image);
+  const memory = [0, 1, 2, 500];
+  for (const page of memory) testPage(5_000 + page).copy(image.memory, page * pageBytes);
+  return { parent, child: await deltaCapture(join(dir, 'child'), 2, image, parent, { memory, disk: [] }) };
+}
+
 async function writeSparse(path: string, bytes: Buffer): Promise<void> {
   const zero = Buffer.alloc(pageBytes);
   await using file = await open(path, 'w');

@@ -1,13 +1,7 @@
 // Owns the snapshots of a store as a whole: load, list, lineage, removal; what a reader of snapshots starts from.
 // Refuses to own publishing and collection. Invariant: what it returns was verified under the cluster key.
 import { ThawError } from '../../shared/errors.ts';
-import {
-  allBlobs,
-  type BlobInfo,
-  type BlobStore,
-  type RequestOptions,
-  StoreError,
-} from '../store/blob-store.ts';
+import { type BlobInfo, type BlobStore, type RequestOptions, StoreError } from '../store/blob-store.ts';
 import {
   decodeIndex,
   encodeIndex,
@@ -103,7 +97,13 @@ export class Catalogue {
   }
 
   async #manifests(options: RequestOptions): Promise<BlobInfo[]> {
-    return Array.fromAsync(allBlobs(this.#store, manifestsPrefix, options));
+    const objects: BlobInfo[] = [];
+    for (let after: string | undefined; ; ) {
+      const page = await this.#store.list(manifestsPrefix, { ...options, ...(after ? { after } : {}) });
+      objects.push(...page.entries);
+      if (page.next === undefined) return objects;
+      after = page.next;
+    }
   }
 
   async #readIndex(options: RequestOptions): Promise<void> {

@@ -2,10 +2,11 @@
 // Refuses to own sharing between hosts beyond what the file system gives. Invariant: a file under `objects/` is whole
 // and on disk: it was written and synced under `incoming/` and then linked in, which fails where the name is taken.
 import { randomBytes } from 'node:crypto';
-import { createReadStream } from 'node:fs';
+import { createReadStream, statSync } from 'node:fs';
 import { type FileHandle, link, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { Readable } from 'node:stream';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import {
   type BlobInfo,
   type BlobStore,
@@ -27,8 +28,8 @@ import { walkKeys } from './directory-walk.ts';
 import { boundedStream, RequestEnd, runRequest } from './request.ts';
 
 const copyBytes = 1024 * 1024;
-/** How many `stat` calls of one page run at a time: libuv has four threads for them by default. */
-const statBatch = 64;
+/** `stat` calls in one go: each takes 4 µs here, and ten times that by way of the thread pool. */
+const statBatch = 128;
 
 export class DirectoryStore implements BlobStore {
   readonly url: string;
@@ -103,11 +104,19 @@ export class DirectoryStore implements BlobStore {
   async list(prefix: string, options: ListOptions = {}): Promise<ListPage<BlobInfo>> {
     const { entries: keys, next } = await this.listKeys(prefix, options);
     const entries: BlobInfo[] = [];
-    for (let at = 0; at < keys.length; at += statBatch) {
-      const batch = keys.slice(at, at + statBatch).map((key) => this.head(key, options));
-      // One that was deleted since the walk is simply not listed.
-      for (const info of await Promise.all(batch)) if (info) entries.push(info);
-    }
+    await runRequest(`list of ${prefix}`, options, async (end) => {
+      for (let at = 0; at < keys.length; at += statBatch) {
+        end.throwIfEnded();
+        for (const key of keys.slice(at, at + statBatch)) {
+          const info = statSync(join(this.#objectsDir, key), { throwIfNoEntry: false });
+          // One that was deleted since the walk is simply not listed.
+          if (info) entries.push({ key, sizeBytes: info.size, modifiedAtMs: info.mtimeMs });
+        }
+        await nextTurn();
+      }
+    }).catch((error: unknown) => {
+      throw storeErrorOf(error, `list of ${prefix}`);
+    });
     return { entries, next };
   }
 
@@ -116,13 +125,17 @@ export class DirectoryStore implements BlobStore {
     // A directory has no page size of its own: without a limit all of it comes in one walk.
     const limit = options.limit === undefined ? Number.POSITIVE_INFINITY : limitOf(options);
     return runRequest(`list of ${prefix}`, options, async (end) => {
-      const entries: string[] = [];
-      for await (const key of walkKeys(this.#objectsDir, prefix, options.after ?? '')) {
-        end.throwIfEnded();
-        if (entries.length === limit) return { entries, next: entries.at(-1) };
-        entries.push(key);
-      }
-      return { entries, next: undefined };
+      const keys = await walkKeys(
+        {
+          rootDir: this.#objectsDir,
+          after: options.after ?? '',
+          maxKeys: limit + 1,
+          throwIfEnded: () => end.throwIfEnded(),
+        },
+        prefix,
+      );
+      const entries = keys.slice(0, limit);
+      return { entries, next: keys.length > limit ? entries.at(-1) : undefined };
     }).catch((error: unknown) => {
       throw storeErrorOf(error, `list of ${prefix}`);
     });

@@ -3,16 +3,28 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 
-/** Keys under `prefix` (whole segments, or empty) that come after `after`. */
-export async function* walkKeys(rootDir: string, prefix: string, after: string): AsyncGenerator<string> {
-  for (const name of await namesIn(join(rootDir, prefix))) {
+export interface Walk {
+  rootDir: string;
+  /** Keys after this one. */
+  after: string;
+  /** The walk ends with so many keys. */
+  maxKeys: number;
+  throwIfEnded: () => void;
+}
+
+/** Keys under `prefix` (whole segments, or empty); added to `keys`, so that thousands cost no promise each. */
+export async function walkKeys(walk: Walk, prefix: string, keys: string[] = []): Promise<string[]> {
+  walk.throwIfEnded();
+  for (const name of await namesIn(join(walk.rootDir, prefix))) {
+    if (keys.length === walk.maxKeys) break;
     const key = prefix + name;
     if (!name.endsWith('/')) {
-      if (key > after) yield key;
-    } else if (key > after || after.startsWith(key)) {
-      yield* walkKeys(rootDir, key, after);
+      if (key > walk.after) keys.push(key);
+    } else if (key > walk.after || walk.after.startsWith(key)) {
+      await walkKeys(walk, key, keys);
     }
   }
+  return keys;
 }
 
 /** Directories end in '/', so that sorting names sorts keys. They are ASCII: code units compare as bytes. */
