@@ -14,6 +14,10 @@ export interface Paths {
   readonly snapshotsDir: string;
   readonly vmsDir: string;
   readonly bundlesDir: string;
+  /** Record, socket and log of the pager. */
+  readonly pagerDir: string;
+  /** Where the page file system is mounted. */
+  readonly pagefsDir: string;
   readonly hypervisorChoice: string;
   readonly networkDir: string;
   readonly jailDir: string;
@@ -45,6 +49,8 @@ export function pathsOf(dataDir: string): Paths {
     snapshotsDir: under('snapshots'),
     vmsDir: under('vms'),
     bundlesDir: under('bundles'),
+    pagerDir: under('pager'),
+    pagefsDir: under('pagefs'),
     hypervisorChoice: under('hypervisor.json'),
     networkDir: under('network'),
     jailDir: under('jail'),

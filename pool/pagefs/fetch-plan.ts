@@ -1,45 +1,29 @@
 // Owns the order in which frames are fetched ahead: few large reads, what is needed first in the first of them.
-// Refuses to own doing it. Invariant: every frame asked for is in exactly one read; a read is one segment's, ascending.
-import { type ExtentTable, piecesOf } from '../snapshot/extents.ts';
-import type { FrameRead, FrameTable } from '../snapshot/segment.ts';
+// Refuses to own doing it. Invariant: every frame asked for is in exactly one read.
+import type { ExtentTable } from '../snapshot/extents.ts';
+import { type FrameRead, type FrameTable, framesOf, planReads } from '../snapshot/segment.ts';
 import type { TouchedRun } from '../snapshot/working-set.ts';
-import { soleRead } from './frame-source.ts';
 
 /** The distinct frames that hold these pages, in the order of first need. */
 export function framesInOrder(extents: ExtentTable, runs: readonly TouchedRun[]): number[] {
   const frames = new Set<number>();
   for (const { page, pageCount } of runs)
-    for (const { frame } of piecesOf(extents, page, pageCount)) if (frame >= 0) frames.add(frame);
+    for (const frame of framesOf(extents, page, pageCount)) frames.add(frame);
   return [...frames];
 }
 
-/** A gap up to this size is read along: it costs less than one more request. */
-const maxGapBytes = 128 * 1024;
-/** A store's first byte takes about as long as 1 MiB of transfer; a read decodes to a few times its size in memory. */
-const maxReadBytes = 2 * 1024 * 1024;
+/**
+ * A gap up to 128 KiB is read along: it costs less than one more request. A store's first byte takes about as long as
+ * the next MiBs; a larger read would hold faults that join it too long, and more memory when it is decoded.
+ */
+const limits = { maxGapBytes: 128 * 1024, maxReadBytes: 2 * 1024 * 1024 };
 
-/** @param wanted in the order of need, without repetition. */
+/** @param wanted in the order of need. */
 export function planAhead(frames: FrameTable, wanted: readonly number[]): FrameRead[] {
-  const rankOf = new Map(wanted.map((frame, rank) => [frame, rank]));
-  const byPosition = wanted.toSorted(
-    (a, b) => frames.segment[a]! - frames.segment[b]! || frames.offsetBytes[a]! - frames.offsetBytes[b]!,
-  );
-  const reads: { read: FrameRead; rank: number }[] = [];
-  for (const frame of byPosition) {
-    const last = reads.at(-1);
-    const rank = rankOf.get(frame)!;
-    if (last && extend(last.read, soleRead(frames, frame))) last.rank = Math.min(last.rank, rank);
-    else reads.push({ read: soleRead(frames, frame), rank });
-  }
-  return reads.sort((a, b) => a.rank - b.rank).map(({ read }) => read);
-}
-
-/** @returns false when `next` is too far away, or the read would become too large. */
-function extend(read: FrameRead, next: FrameRead): boolean {
-  const gapBytes = next.offsetBytes - (read.offsetBytes + read.sizeBytes);
-  const sizeBytes = next.offsetBytes + next.sizeBytes - read.offsetBytes;
-  if (next.segment !== read.segment || gapBytes > maxGapBytes || sizeBytes > maxReadBytes) return false;
-  read.sizeBytes = sizeBytes;
-  read.frames.push(...next.frames);
-  return true;
+  const ranks = new Map(wanted.map((frame, rank) => [frame, rank]));
+  const rankOf = (read: FrameRead) => Math.min(...read.frames.map((frame) => ranks.get(frame)!));
+  return planReads(frames, wanted, limits)
+    .map((read) => ({ read, rank: rankOf(read) }))
+    .sort((a, b) => a.rank - b.rank)
+    .map(({ read }) => read);
 }

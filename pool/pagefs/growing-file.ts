@@ -3,16 +3,16 @@
 // verified before it was written; what an earlier run left unfinished is not trusted and begins anew.
 import { type FileHandle, open, rename, rm } from 'node:fs/promises';
 import { ThawError } from '../../shared/errors.ts';
-import type { FramePlaces } from './frame-places.ts';
+import type { ImagePlaces } from './image-places.ts';
 
 export class GrowingFile {
   readonly path: string;
-  readonly #places: FramePlaces;
+  readonly #places: ImagePlaces;
   readonly #file: FileHandle;
   readonly #missing: Set<number>;
   #sealed: Promise<void> | undefined;
 
-  private constructor(path: string, places: FramePlaces, file: FileHandle) {
+  private constructor(path: string, places: ImagePlaces, file: FileHandle) {
     this.path = path;
     this.#places = places;
     this.#file = file;
@@ -20,7 +20,7 @@ export class GrowingFile {
   }
 
   /** @param path the final one. Until it is whole the file lies beside it. */
-  static async create(path: string, places: FramePlaces): Promise<GrowingFile> {
+  static async create(path: string, places: ImagePlaces): Promise<GrowingFile> {
     const file = await open(partialOf(path), 'w+', 0o600);
     try {
       // Sparse: what no extent covers is zero, and a hole.

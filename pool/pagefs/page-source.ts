@@ -5,9 +5,9 @@ import type { FileHandle } from 'node:fs/promises';
 import { pageBytes, piecesOf } from '../snapshot/extents.ts';
 import type { Image } from '../snapshot/manifest.ts';
 import type { FrameRead } from '../snapshot/segment.ts';
-import { FramePlaces } from './frame-places.ts';
 import type { FrameOrigin, FrameSource } from './frame-source.ts';
 import { GrowingFile, readFully } from './growing-file.ts';
+import { ImagePlaces } from './image-places.ts';
 
 export interface RangeRead {
   pieces: readonly Buffer[];
@@ -61,13 +61,13 @@ const zeros = Buffer.alloc(1024 * 1024);
 export class FramePageSource implements PageSource {
   readonly sizeBytes: number;
   readonly #options: FramePageSourceOptions;
-  readonly #places: FramePlaces;
+  readonly #places: ImagePlaces;
   #kept: GrowingFile | undefined;
   readonly #writing = new Map<number, Promise<void>>();
   #unwrittenBytes = 0;
   #closed = false;
 
-  private constructor(options: FramePageSourceOptions, places: FramePlaces, kept: GrowingFile | undefined) {
+  private constructor(options: FramePageSourceOptions, places: ImagePlaces, kept: GrowingFile | undefined) {
     this.#options = options;
     this.sizeBytes = options.image.sizeBytes;
     this.#places = places;
@@ -75,7 +75,7 @@ export class FramePageSource implements PageSource {
   }
 
   static async open(options: FramePageSourceOptions): Promise<FramePageSource> {
-    const places = new FramePlaces(options.image);
+    const places = new ImagePlaces(options.image);
     const { keepPath } = options;
     const kept = keepPath === undefined ? undefined : await GrowingFile.create(keepPath, places);
     const source = new FramePageSource(options, places, kept);

@@ -132,9 +132,17 @@ export class PagerClient {
     return () => void this.#listeners.delete(listener);
   }
 
-  /** Unmounts and ends the pager. @throws ThawError `conflict` while page files are mapped. */
+  /** Unmounts and ends the pager; resolves when it is gone. @throws ThawError `conflict` while page files are mapped. */
   async stop(): Promise<void> {
-    await this.#request('stop', {});
+    const closed = new Promise((resolve) => this.#socket.once('close', resolve));
+    this.#closed = true;
+    try {
+      await this.#request('stop', {});
+      await withDeadline('the end of the pager', requestTimeoutMs, closed);
+    } catch (error) {
+      this.#closed = false;
+      throw error;
+    }
     this.close();
   }
 

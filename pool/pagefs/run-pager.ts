@@ -3,7 +3,7 @@
 // no thread that waits on a mount that cannot go away keeps the process alive.
 import { text } from 'node:stream/consumers';
 import { ThawError } from '../../shared/errors.ts';
-import { createLog, type Log } from '../../shared/log.ts';
+import { createLog } from '../../shared/log.ts';
 import { Pager, type PagerLimits, type PagerOptions } from './pager.ts';
 import { PagerServer } from './pager-server.ts';
 
@@ -16,12 +16,12 @@ export interface PagerSettings {
   orphanTimeoutMs?: number;
 }
 
+type OpenImages<S> = (settings: S) => Promise<{ load: PagerOptions['load']; close?: () => Promise<void> }>;
+
 const defaultOrphanTimeoutMs = 10 * 60_000;
 
 /** @param open turns the program's settings into what loads images. */
-export async function runPager<S extends PagerSettings>(
-  open: (settings: S, log: Log) => Promise<{ load: PagerOptions['load']; close?: () => Promise<void> }>,
-): Promise<void> {
+export async function runPager<S extends PagerSettings>(open: OpenImages<S>): Promise<void> {
   try {
     const settings = JSON.parse(await text(process.stdin)) as S;
     await serve(settings, open);
@@ -35,13 +35,10 @@ export async function runPager<S extends PagerSettings>(
   }
 }
 
-async function serve<S extends PagerSettings>(
-  settings: S,
-  open: (settings: S, log: Log) => Promise<{ load: PagerOptions['load']; close?: () => Promise<void> }>,
-): Promise<void> {
+async function serve<S extends PagerSettings>(settings: S, open: OpenImages<S>): Promise<void> {
   const { mountDir, socketPath, limits, orphanTimeoutMs = defaultOrphanTimeoutMs } = settings;
   const log = createLog({ path: settings.logPath });
-  const { load, close: closeImages } = await open(settings, log);
+  const { load, close: closeImages } = await open(settings);
   let server: PagerServer | undefined;
   const pager = await Pager.start({
     mountDir,
