@@ -3,6 +3,7 @@
 // Invariant: a clone is idle when its figure has stopped changing, not when some time has passed.
 import { readFile } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
+import { capturedFilesIn } from '../../../pool/host/paths.ts';
 import type { Vm } from '../../../pool/vm.ts';
 import { acceleratorOption, type BenchWorld, buildHello, openBenchWorld } from '../bench-world.ts';
 import type { Bench, Benchmark, Metric, Outcome } from '../benchmark.ts';
@@ -49,6 +50,7 @@ async function costAt(world: BenchWorld, vms: Vm[]): Promise<Metric[]> {
   return [
     { key: `pssBytesPerClone.${n}`, value: pssBytes, unit: 'bytes', n, ...goal },
     row('anonymousMb', median(samples.map(({ anonymousBytes }) => anonymousBytes)) / 1e6),
+    row('guestChangedMb', (await changedByGuests(world, vms)) / 1e6),
     row('sumOfPssMb', samples.reduce((sum, sample) => sum + sample.pssBytes, 0) / 1e6),
   ];
 }
@@ -70,6 +72,20 @@ async function settled(vms: Vm[]): Promise<Memory[]> {
     before = total;
     await delay(1_000);
   }
+}
+
+/** The part of the anonymous memory that is the guest's own writes; the rest is the VMM's heap and translated code. */
+async function changedByGuests(world: BenchWorld, vms: Vm[]): Promise<number> {
+  const { pagesPath } = capturedFilesIn(world.paths.snapshotDir(vms[0]!.snapshotId));
+  const changed = vms.map(async ({ pid }) => {
+    const mappings = (await readFile(`/proc/${pid}/smaps`, 'utf8')).split(/\n(?=[0-9a-f]+-[0-9a-f]+ )/);
+    const ofPages = mappings.filter((mapping) => mapping.includes(pagesPath));
+    return ofPages.reduce(
+      (sum, mapping) => sum + Number(/^Anonymous:\s+(\d+) kB/m.exec(mapping)?.[1]) * 1024,
+      0,
+    );
+  });
+  return median(await Promise.all(changed));
 }
 
 async function memoryOf(pid: number): Promise<Memory> {
