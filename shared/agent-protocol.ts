@@ -71,6 +71,8 @@ export interface ProceedRequest {
   id: number;
   op: 'proceed';
   nonce: string;
+  /** Host's wall clock when the request was written, milliseconds since 1970: the guest's stood still meanwhile. */
+  wallClockMs: number;
 }
 
 export interface HealthRequest {

@@ -43,13 +43,15 @@ export const metrics = {
   leaseAcquire: histogram('thaw_lease_acquire_seconds', 'Lease asked to lease granted.', ['tier']),
   restoreStage: histogram(
     'thaw_restore_stage_seconds',
-    'Stages of a restore: disk, spawn, load, resume, handshake, prime, total.',
+    'Stages of a restore: disk, spawn, delta, load, resume, handshake, prime, total.',
     ['stage', 'source'],
   ),
   snapshotPause: histogram('thaw_snapshot_pause_seconds', 'Time a running VM was paused for a snapshot.', []),
-  snapshotStage: histogram('thaw_snapshot_stage_seconds', 'Stages of a capture: pause, state, disk, seal.', [
-    'stage',
-  ]),
+  snapshotStage: histogram(
+    'thaw_snapshot_stage_seconds',
+    'Stages of a capture: hold, pause, state, scan, copy, disk, resume, proceed, write, layers, record; of a build: seal, pause, state, disk.',
+    ['stage'],
+  ),
   pagefsRead: histogram('thaw_pagefs_read_seconds', 'Reads served by the page file system.', ['source']),
   storeRequest: histogram('thaw_store_request_seconds', 'Requests to the blob store.', ['op', 'outcome']),
   vms: gauge('thaw_vms', 'VMs by state.', ['state']),

@@ -55,7 +55,7 @@ export function describeCloneCaptures(world: CloneWorld): void {
       resume: true,
       onStage: (stage) => stages.push(stage),
     });
-    await control.request({ op: 'proceed', nonce }, 10_000);
+    await control.request({ op: 'proceed', nonce, wallClockMs: Date.now() }, 10_000);
     const { devicesPath, diskPath } = target;
     return { files: { pagesPath: world.captured().pagesPath, devicesPath, diskPath }, delta, nonce };
   };

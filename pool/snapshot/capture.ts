@@ -153,7 +153,10 @@ class Capture {
   async #proceed(): Promise<void> {
     try {
       await this.#timed('proceed', () =>
-        this.#source.control.request({ op: 'proceed', nonce: this.#nonce }, proceedTimeoutMs),
+        this.#source.control.request(
+          { op: 'proceed', nonce: this.#nonce, wallClockMs: Date.now() },
+          proceedTimeoutMs,
+        ),
       );
     } catch (error) {
       if (!(await this.#serves()))

@@ -3,16 +3,19 @@
 // Invariant: removal takes nothing from anybody. Clones and children hold links of their own to every file they need, so
 // a snapshot is removed at once, whoever uses it; nobody has to be asked and nothing has to be counted.
 import { readdir, rename, rm } from 'node:fs/promises';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ThawError } from '../../shared/errors.ts';
 import { snapshotIdPattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import type { Paths } from '../host/paths.ts';
 import { materialise } from './materialise.ts';
-import { readRecord, type SnapshotRecord } from './record.ts';
+import { readRecord, readRecordNow, type SnapshotRecord } from './record.ts';
 
 const snapshotNamePattern = /^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/;
 /** A snapshot that is started from once may never be again; one that is started from twice will be. */
 const materialiseAtRestore = 2;
+/** Two milliseconds' worth. */
+const recordsPerTurn = 100;
 
 export interface SnapshotLibraryOptions {
   paths: Paths;
@@ -66,11 +69,15 @@ export class SnapshotLibrary {
       if (error.code === 'ENOENT') return [];
       throw error;
     });
-    const ids = names.filter((name) => snapshotIdPattern.test(name));
-    const records = await Promise.all(ids.map((id) => this.record(id).catch(() => undefined)));
-    return records
-      .filter((record) => record !== undefined)
-      .sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1));
+    const records: SnapshotRecord[] = [];
+    for (const [index, id] of names.filter((name) => snapshotIdPattern.test(name)).entries()) {
+      if (index % recordsPerTurn === recordsPerTurn - 1) await nextTurn();
+      const record = this.#records.get(id) ?? readRecordNow(this.paths.snapshotDir(id));
+      if (!record) continue;
+      this.#records.set(id, record);
+      records.push(record);
+    }
+    return records.sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1));
   }
 
   /** @throws ThawError `template-not-found`. */

@@ -1,9 +1,10 @@
 // Owns the record of a local snapshot: what a restore must know, written last, so that a directory with a record is
 // a whole snapshot and one without is garbage. The stored form across nodes is a later layer's.
+import { readFileSync } from 'node:fs';
 import { open, readdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { type Static, Type } from 'typebox';
-import { Value } from 'typebox/value';
+import { Compile } from 'typebox/compile';
 import { snapshotIdPattern } from '../../shared/ids.ts';
 import type { Compatibility } from '../hypervisor/hypervisor.ts';
 
@@ -57,19 +58,37 @@ const recordSchema = Type.Object({
 
 export type SnapshotRecord = Static<typeof recordSchema>;
 
+// Compiled: a list checks a thousand of them, and interpreting the schema takes half a millisecond each.
+const recordCheck = Compile(recordSchema);
+
 /** @returns undefined when there is no whole, readable record in `dir`. */
 export async function readRecord(dir: string): Promise<SnapshotRecord | undefined> {
+  return parseRecord(dir, await readFile(recordPath(dir), 'utf8').catch(() => ''));
+}
+
+/** As `readRecord`, without a turn of the event loop for each: for who reads many. */
+export function readRecordNow(dir: string): SnapshotRecord | undefined {
   try {
-    const value: unknown = JSON.parse(await readFile(join(dir, 'snapshot.json'), 'utf8'));
-    return Value.Check(recordSchema, value) && value.dir === dir ? value : undefined;
+    return parseRecord(dir, readFileSync(recordPath(dir), 'utf8'));
   } catch {
     return undefined;
   }
 }
 
+function parseRecord(dir: string, text: string): SnapshotRecord | undefined {
+  try {
+    const value: unknown = JSON.parse(text);
+    return recordCheck.Check(value) && value.dir === dir ? value : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+const recordPath = (dir: string): string => join(dir, 'snapshot.json');
+
 /** Replaces the record in `dir` as a whole, and durably. */
 export async function writeRecord(dir: string, record: SnapshotRecord): Promise<void> {
-  const path = join(dir, 'snapshot.json');
+  const path = recordPath(dir);
   await writeFile(`${path}.partial`, JSON.stringify(record), { flush: true, mode: 0o600 });
   await rename(`${path}.partial`, path);
   await syncDirectory(dir);

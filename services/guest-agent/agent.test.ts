@@ -14,6 +14,8 @@ function envelope(message: object): Uint8Array<ArrayBuffer> {
   return framed;
 }
 
+const proceed = { op: 'proceed', nonce: 'n1', wallClockMs: 1 };
+
 describe('agent', () => {
   it('serves nothing but health until restored, and nothing again once sealed', async () => {
     await using agent = await AgentFixture.start('ready');
@@ -70,8 +72,8 @@ describe('agent', () => {
     // Longer than any answer takes: /health, asked later, is answered by the same server.
     for (let count = 0; count < 20; count++) assert.equal((await fetch(`${origin}/health`)).status, 204);
     assert.equal(answered, false);
-    assert.equal((await agent.request({ op: 'proceed', nonce: 'n2' })).ok, false, 'another capture');
-    assert.equal((await agent.request({ op: 'proceed', nonce: 'n1' })).ok, true);
+    assert.equal((await agent.request({ ...proceed, nonce: 'n2' })).ok, false, 'another capture');
+    assert.equal((await agent.request(proceed)).ok, true);
     assert.equal((await waiting).status, 200);
     assert.match(await stream.text(), new RegExp(Buffer.from('through\n').toString('base64')));
     assert.equal((await agent.request({ op: 'health' })).generation, generation);
@@ -88,7 +90,7 @@ describe('agent', () => {
     await refused;
     assert.equal((await agent.unary('process.Process/List', {})).status, 401, 'the old token');
     assert.equal((await agent.internal('POST', '/_thaw/init', '{}')).status, 401, 'the old secret');
-    assert.equal((await agent.request({ op: 'proceed', nonce: 'n1' })).ok, false);
+    assert.equal((await agent.request(proceed)).ok, false);
   });
 
   it('is booted at first and then refuses a seal', async () => {

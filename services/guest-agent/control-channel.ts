@@ -108,7 +108,8 @@ function faultOf(request: ControlRequest): string | undefined {
     const value = (request as unknown as Record<string, unknown>)[field];
     if (typeof value !== 'string' || !pattern.test(value)) return `${field} must match ${pattern.source}`;
   }
-  if (request.op === 'restore' && !(Number.isFinite(request.wallClockMs) && request.wallClockMs > 0))
+  const timed = request.op === 'restore' || request.op === 'proceed';
+  if (timed && !(Number.isFinite(request.wallClockMs) && request.wallClockMs > 0))
     return 'wallClockMs must be a positive number';
   return undefined;
 }

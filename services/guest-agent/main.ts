@@ -10,6 +10,7 @@ import { ControlChannel, type ControlReply } from './control-channel.ts';
 import { serveDevice, serveSocket, serveVsock } from './control-link.ts';
 import { FunctionRunner, type ProgressSink } from './function-runner.ts';
 import { type AgentParts, serveHttp } from './http-server.ts';
+import { setWallClock } from './kernel-calls.ts';
 import { LineLog } from './line-log.ts';
 import { ProcessTable } from './process-table.ts';
 import { ReseedServer } from './reseed-server.ts';
@@ -81,6 +82,7 @@ async function control(agent: Agent, request: ControlRequest): Promise<ControlRe
       return { id, ok: true };
     case 'proceed':
       state.proceeded(request.nonce);
+      if (settings.mode === 'guest') setWallClock(request.wallClockMs);
       return { id, ok: true };
     case 'seal':
       state.sealed(request.nonce);
