@@ -127,7 +127,9 @@ describe('the e2b client', () => {
     const terminal = await pty.create({ cols: 90, rows: 20, onData, envs: { MINE: 'here' }, cwd: '/tmp' });
     await type(terminal.pid, 'echo "<$MINE $PWD $(stty size) $TERM $LANG>"');
     await seen('<here /tmp 20 90 xterm-256color C.UTF-8>');
-    await type(terminal.pid, `trap 'echo "<resized $(stty size)>"' WINCH`);
+    await type(terminal.pid, `trap 'echo "<resized $(stty size)>"' WINCH; echo "<set $((6 * 7))>"`);
+    // A resize that came before the trap would show nothing.
+    await seen('<set 42>');
     await pty.resize(terminal.pid, { cols: 132, rows: 43 });
     await type(terminal.pid, '');
     await seen('<resized 43 132>');
