@@ -2,7 +2,7 @@
 // Invariant: a frame's places ascend, and none reaches beyond the image's exact size.
 import { pageBytes } from '../snapshot/extents.ts';
 import type { Image } from '../snapshot/manifest.ts';
-import { FramePlaces } from '../snapshot/materialise.ts';
+import { FramePlaces } from '../snapshot/materialise-image.ts';
 
 export class ImagePlaces {
   readonly #image: Image;

@@ -9,7 +9,7 @@ import { DirectoryStore } from '../store/directory-store.ts';
 import { type TestImage, testImage, testKey, wholeCapture } from './capture-for-tests.ts';
 import { FrameReader, type FrameTier, storeTier } from './frame-reader.ts';
 import type { Manifest } from './manifest.ts';
-import { materialise } from './materialise.ts';
+import { materialise } from './materialise-image.ts';
 import { Publisher } from './publish.ts';
 import { planReads } from './segment.ts';
 import { segmentKey } from './store-keys.ts';

@@ -13,7 +13,7 @@ import { Catalogue } from './catalogue.ts';
 import { pageBytes } from './extents.ts';
 import { FrameReader, storeTier } from './frame-reader.ts';
 import { collect } from './gc.ts';
-import { materialise } from './materialise.ts';
+import { materialise } from './materialise-image.ts';
 import { Publisher } from './publish.ts';
 
 const program = fileURLToPath(new URL('./crash-for-tests.ts', import.meta.url));
