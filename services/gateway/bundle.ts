@@ -2,7 +2,6 @@
 // Refuses to own what happens to it. Invariant: the stored tar is written anew from admitted entries, so nothing the
 // checks did not see can be in it; memory use does not depend on the upload's size.
 import { createHash, randomUUID } from 'node:crypto';
-import { createWriteStream } from 'node:fs';
 import { mkdir, open, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
@@ -60,6 +59,8 @@ export async function receiveBundle(upload: Readable, name: string, limits: Bund
 
 /** Copies every admitted entry into a new tar. Three flows run at once and end together: in, through, out. */
 async function rewrite(upload: Readable, path: string, layout: BundleLayout, limits: BundleLimits) {
+  // Opened before anything can fail: a stream that opens it by itself may do so after a failure has been cleaned up.
+  const file = await open(path, 'wx', 0o600);
   const incoming = extract();
   const outgoing = pack();
   const hash = createHash('sha256');
@@ -80,7 +81,7 @@ async function rewrite(upload: Readable, path: string, layout: BundleLayout, lim
         yield chunk;
       }
     },
-    createWriteStream(path, { flags: 'wx', mode: 0o600 }),
+    file.createWriteStream(),
   );
   const copying = copyEntries(incoming, outgoing, layout);
   for (const flow of [reading, writing, copying])
