@@ -44,10 +44,11 @@ export class GuestShell implements AsyncDisposable {
   }
 
   /** @returns what the command wrote, without the last line end. */
-  async run(script: string): Promise<string> {
+  async run(script: string, onOutput: () => void = () => {}): Promise<string> {
     let output = '';
     let complaint = '';
     for await (const { event } of this.#events(script)) {
+      if (event?.data) onOutput();
       output += Buffer.from(event?.data?.stdout ?? '', 'base64').toString();
       complaint += Buffer.from(event?.data?.stderr ?? '', 'base64').toString();
       if (event?.end && (event.end.exitCode ?? 0) !== 0)
