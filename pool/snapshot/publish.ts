@@ -82,6 +82,8 @@ export interface PublisherOptions {
 const defaultTimeoutMs = 900_000;
 /** Longer than a publish may take, so that its pin never runs out under it. */
 const pinMarginMs = 60_000;
+/** A collection under way ends within 3 minutes, also when its collector has died. */
+const collectionTimeoutMs = 240_000;
 const defaultReserveBytes = 256 * 1024 * 1024;
 
 export class Publisher {
@@ -161,7 +163,7 @@ export class Publisher {
       `publish-${capture.snapshotId}`,
       manifest.segments.map(({ sha256 }) => sha256),
       options.timeoutMs + pinMarginMs,
-      { signal },
+      { signal, timeoutMs: collectionTimeoutMs },
     );
     // Not under the signal, which may be what ended the publish.
     undo.defer('pin', () => pin.release());

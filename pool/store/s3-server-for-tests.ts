@@ -1,7 +1,7 @@
 // Owns a real S3 server for one test file: versitygw over a directory of its own, on loopback. Builds it once with Go
 // into the cache directory where it is not there yet. Invariant: `stop` leaves neither process nor directory.
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
-import { access, mkdir, mkdtemp, rename, rm } from 'node:fs/promises';
+import { access, mkdir, mkdtemp, rename, rm, stat } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { homedir, tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -113,25 +113,42 @@ async function endOf(server: ChildProcess): Promise<void> {
 const toolsDir = () => join(process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'thaw', 'tools');
 const binaryPath = () => join(toolsDir(), `versitygw-${version}`);
 
+/** Of several test files that start at once on a new machine one builds, and the others wait for it. */
 async function builtBinary(): Promise<string> {
   const path = binaryPath();
-  if (await exists(path)) return path;
+  const lockPath = `${path}.building`;
+  await mkdir(toolsDir(), { recursive: true });
+  for (;;) {
+    if (await exists(path)) return path;
+    const mine = await mkdir(lockPath).then(
+      () => true,
+      () => false,
+    );
+    if (mine) break;
+    // Left by a build that was killed: no build takes longer.
+    const { mtimeMs } = await stat(lockPath).catch(() => ({ mtimeMs: Date.now() }));
+    if (Date.now() - mtimeMs > buildTimeoutMs) await rm(lockPath, { recursive: true, force: true });
+    await delay(200);
+  }
+  try {
+    await build(path);
+    return path;
+  } finally {
+    await rm(lockPath, { recursive: true, force: true });
+  }
+}
+
+async function build(path: string): Promise<void> {
   const module = `github.com/versity/versitygw/cmd/versitygw@${version}`;
   console.log(`installing ${module} into ${toolsDir()}: tests of the S3 store talk to a real server`);
-  const scratchDir = await mkdirTemp();
+  const scratchDir = await mkdtemp(join(toolsDir(), 'build-'));
   try {
     const env = { ...process.env, GOBIN: scratchDir, GOFLAGS: '' };
     await run('go', ['install', module], { env, timeout: buildTimeoutMs, maxBuffer: 16 * 1024 * 1024 });
     await rename(join(scratchDir, 'versitygw'), path);
-    return path;
   } finally {
     await rm(scratchDir, { recursive: true, force: true });
   }
-}
-
-async function mkdirTemp(): Promise<string> {
-  await mkdir(toolsDir(), { recursive: true });
-  return mkdtemp(join(toolsDir(), 'build-'));
 }
 
 function freePort(): Promise<number> {

@@ -79,7 +79,7 @@ const bootArgs = (image: GuestImage): string[] => [
   '-initrd',
   image.initrdPath,
   '-append',
-  'console=ttyS0 quiet panic=-1 reboot=t',
+  'console=ttyS0 quiet panic=-1 reboot=t init_on_free=1',
 ];
 
 // The state comes from `xen-save-devices-state`, which writes no configuration section.
