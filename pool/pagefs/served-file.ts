@@ -3,14 +3,19 @@
 // hears of it, so that whoever dies of it can be told why.
 import { ThawError } from '../../shared/errors.ts';
 import { metrics } from '../../shared/metrics.ts';
+import { pageBytes, pagesIn } from '../snapshot/extents.ts';
 import { FirstTouches, type Recording } from '../snapshot/working-set.ts';
 import type { PageFile } from './file-tree.ts';
+import type { FuseAnswer } from './fuse-session.ts';
 import type { PageSource, RangeRead } from './page-source.ts';
+import { Speculation } from './speculation.ts';
 
 export interface ServedFileOptions {
   source: PageSource;
-  /** Pages of the image, when its first touches are to be recorded. */
-  recordPages?: number;
+  /** First touches are recorded, page by page. */
+  record: boolean;
+  /** Reads up to this size are served whatever they cost. */
+  maxGuessBytes: number;
   onReadFailed: (error: ThawError) => void;
   onWriteRefused: (pid: number) => void;
 }
@@ -23,6 +28,7 @@ export class ServedFile implements PageFile {
   readonly source: PageSource;
   readonly #options: ServedFileOptions;
   readonly #touches: FirstTouches | undefined;
+  readonly #speculation: Speculation;
   #reads = 0;
   #readBytes = 0;
   #reportedMs = Number.NEGATIVE_INFINITY;
@@ -31,7 +37,8 @@ export class ServedFile implements PageFile {
     this.#options = options;
     this.source = options.source;
     this.sizeBytes = options.source.sizeBytes;
-    this.#touches = options.recordPages === undefined ? undefined : new FirstTouches(options.recordPages);
+    this.#touches = options.record ? new FirstTouches(pagesIn(this.sizeBytes)) : undefined;
+    this.#speculation = new Speculation(this.sizeBytes);
   }
 
   get counts(): { reads: number; readBytes: number } {
@@ -42,7 +49,8 @@ export class ServedFile implements PageFile {
     return this.#touches?.recording();
   }
 
-  readRange(offsetBytes: number, sizeBytes: number): readonly Buffer[] | Promise<readonly Buffer[]> {
+  readRange(offsetBytes: number, sizeBytes: number): FuseAnswer | Promise<FuseAnswer> {
+    if (this.#isUnwelcome(offsetBytes, sizeBytes)) return 'EAGAIN';
     this.#reads++;
     this.#readBytes += sizeBytes;
     this.#touches?.touch(offsetBytes, sizeBytes);
@@ -57,6 +65,17 @@ export class ServedFile implements PageFile {
         throw error;
       },
     );
+  }
+
+  /**
+   * For one page of a mapping that its VMM advised for huge pages (QEMU does) the kernel reads 2 to 4 MiB around. From a
+   * store that would bring a hundred times what is needed. When such a read fails, the kernel asks for the one page.
+   */
+  #isUnwelcome(offsetBytes: number, sizeBytes: number): boolean {
+    const guessed = this.#touches
+      ? sizeBytes > pageBytes
+      : sizeBytes > this.#options.maxGuessBytes && !this.source.isAtHand(offsetBytes, sizeBytes);
+    return guessed && this.#speculation.refuses(offsetBytes, sizeBytes);
   }
 
   onWriteRefused(pid: number): void {
