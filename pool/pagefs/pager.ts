@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { withDeadline } from '../../shared/deadline.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
+import { pageBytes, pagesIn } from '../snapshot/extents.ts';
 import type { Image } from '../snapshot/manifest.ts';
 import type { FrameTable } from '../snapshot/segment.ts';
 import type { Recording, TouchedRun } from '../snapshot/working-set.ts';
@@ -130,6 +131,10 @@ export class Pager {
       source,
       record,
       maxGuessBytes: this.#limits.maxReadaheadBytes,
+      onGuess: (offsetBytes, sizeBytes) => {
+        if (loaded && source instanceof FramePageSource)
+          void fetchGuess(source, loaded, offsetBytes, sizeBytes);
+      },
       onReadFailed: ({ code, message }) => onEvent({ ...ref, event: 'pages-failed', code, detail: message }),
       onWriteRefused: (pid) => onEvent({ ...ref, event: 'write-refused', pid }),
     });
@@ -156,7 +161,8 @@ export class Pager {
 
   /** @param runs in the order of need. Resolves when all of it is here or has failed. */
   async prefetch(ref: ImageRef, runs: readonly TouchedRun[]): Promise<{ frames: number; failed: number }> {
-    const { source, loaded, nodeId } = this.#framesOf(ref);
+    const { file, source, loaded, nodeId } = this.#framesOf(ref);
+    file.knowsWorkingSet();
     const wanted = framesInOrder(loaded.image.extents, runs);
     const push = this.#limits.push ? this.#pushInto(nodeId) : undefined;
     const { failed, error } = await source.fetchAhead(planAhead(loaded.frames, wanted), push);
@@ -250,11 +256,11 @@ export class Pager {
     return served;
   }
 
-  #framesOf(ref: ImageRef): { source: FramePageSource; loaded: LoadedImage; nodeId: number } {
+  #framesOf(ref: ImageRef): Served & { source: FramePageSource; loaded: LoadedImage } {
     const { file, loaded, nodeId } = this.#servedAs(ref);
     if (!loaded || !(file.source instanceof FramePageSource))
       throw new ThawError('conflict', `${nameOf(ref)} is a plain file already`);
-    return { source: file.source, loaded, nodeId };
+    return { ref, file, source: file.source, loaded, nodeId };
   }
 
   /** A frame's other pages: cheaper than being asked for them one by one. While touches are recorded they must be asked. */
@@ -278,6 +284,18 @@ export class Pager {
 }
 
 export const nameOf = ({ snapshotId, image }: ImageRef): string => `${snapshotId}.${image}`;
+
+/** Failures are left to whoever really needs the bytes. */
+async function fetchGuess(
+  source: FramePageSource,
+  { image, frames }: LoadedImage,
+  offsetBytes: number,
+  sizeBytes: number,
+): Promise<void> {
+  const page = Math.floor(offsetBytes / pageBytes);
+  const run = { page, pageCount: pagesIn(offsetBytes + sizeBytes) - page };
+  await source.fetchAhead(planAhead(frames, framesInOrder(image.extents, [run])));
+}
 
 async function openPlain(path: string): Promise<PlainPageSource> {
   const file = await open(path, 'r').catch((error: Error) => {

@@ -14,8 +14,10 @@ export interface ServedFileOptions {
   source: PageSource;
   /** First touches are recorded, page by page. */
   record: boolean;
-  /** Reads up to this size are served whatever they cost. */
+  /** Reads up to this size are served whatever they cost, unless touches are recorded. */
   maxGuessBytes: number;
+  /** A read that is refused for the sake of a recording: what it asks for is probably needed soon all the same. */
+  onGuess: (offsetBytes: number, sizeBytes: number) => void;
   onReadFailed: (error: ThawError) => void;
   onWriteRefused: (pid: number) => void;
 }
@@ -29,6 +31,7 @@ export class ServedFile implements PageFile {
   readonly #options: ServedFileOptions;
   readonly #touches: FirstTouches | undefined;
   readonly #speculation: Speculation;
+  #workingSetKnown = false;
   #reads = 0;
   #readBytes = 0;
   #reportedMs = Number.NEGATIVE_INFINITY;
@@ -43,6 +46,11 @@ export class ServedFile implements PageFile {
 
   get counts(): { reads: number; readBytes: number } {
     return { reads: this.#reads, readBytes: this.#readBytes };
+  }
+
+  /** From now on what is not of the working set is fetched only when it is needed. */
+  knowsWorkingSet(): void {
+    this.#workingSetKnown = true;
   }
 
   recording(): Recording | undefined {
@@ -68,14 +76,18 @@ export class ServedFile implements PageFile {
   }
 
   /**
-   * For one page of a mapping that its VMM advised for huge pages (QEMU does) the kernel reads 2 to 4 MiB around. From a
-   * store that would bring a hundred times what is needed. When such a read fails, the kernel asks for the one page.
+   * For one page of a mapping that its VMM advised for huge pages (QEMU does) the kernel reads 2 to 4 MiB around. When
+   * such a read fails it asks for the one page: so recordings are exact, and a restore whose working set is here does not
+   * fetch a hundred times what else it needs. Without a working set the guess is the best there is.
    */
   #isUnwelcome(offsetBytes: number, sizeBytes: number): boolean {
-    const guessed = this.#touches
+    const { record, maxGuessBytes } = this.#options;
+    const guessed = record
       ? sizeBytes > pageBytes
-      : sizeBytes > this.#options.maxGuessBytes && !this.source.isAtHand(offsetBytes, sizeBytes);
-    return guessed && this.#speculation.refuses(offsetBytes, sizeBytes);
+      : this.#workingSetKnown && sizeBytes > maxGuessBytes && !this.source.isAtHand(offsetBytes, sizeBytes);
+    if (!guessed || !this.#speculation.refuses(offsetBytes, sizeBytes)) return false;
+    if (record) this.#options.onGuess(offsetBytes, sizeBytes);
+    return true;
   }
 
   onWriteRefused(pid: number): void {

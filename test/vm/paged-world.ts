@@ -1,16 +1,18 @@
 // Owns a VM world whose snapshots lie in a store and whose clones get their memory through a pager.
 // Invariant: `page` takes the snapshot's own page file out of reach first: a clone can only have got its pages served.
-import { mkdir, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, rename, rm, stat, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { capturedFilesIn } from '../../pool/host/paths.ts';
 import type { PagerClient } from '../../pool/pagefs/pager-client.ts';
 import { endPager, openPager, type PagerProcessOptions } from '../../pool/pagefs/pager-process.ts';
 import type { ImageRef } from '../../pool/pagefs/pager-protocol.ts';
+import { pageBytes } from '../../pool/snapshot/extents.ts';
 import { sparseFileSource } from '../../pool/snapshot/image-source.ts';
 import { Publisher } from '../../pool/snapshot/publish.ts';
 import { readRecord } from '../../pool/snapshot/record.ts';
 import { ClusterKey } from '../../pool/snapshot/signed-object.ts';
 import { manifestKey } from '../../pool/snapshot/store-keys.ts';
+import type { Recording, TouchedRun } from '../../pool/snapshot/working-set.ts';
 import type { BlobStore } from '../../pool/store/blob-store.ts';
 import { openStore } from '../../pool/store/open-store.ts';
 import type { Vm } from '../../pool/vm.ts';
@@ -24,8 +26,10 @@ export interface PagedWorld extends VmWorld {
   storeDir: string;
   restore(snapshotId: string, stages?: StageTimes): Promise<Vm>;
   pagesPathOf(snapshotId: string): string;
-  /** Puts the snapshot's memory into the store. @returns stored bytes of its frames. */
-  publish(snapshotId: string): Promise<number>;
+  /** Puts the snapshot's memory into the store, these pages together. @returns stored bytes of its frames. */
+  publish(snapshotId: string, first?: readonly TouchedRun[]): Promise<number>;
+  /** The pages that a clone of the local snapshot touches before its first answer, in order. */
+  recordLocally(snapshotId: string): Promise<Recording>;
   /** A new pager, before which an older one ends. Whatever the kernel held of its pages is gone. */
   startPager(settings?: { firstByteMs?: number; limits?: object }): Promise<PagerClient>;
   /** From now on clones of the snapshot map the pager's file. */
@@ -55,7 +59,7 @@ export async function openPagedWorld(): Promise<PagedWorld> {
   let client: PagerClient | undefined;
   const manifestPathOf = (snapshotId: string) => join(world.dataDir, `${snapshotId}.manifest`);
   const pagesPathOf = (snapshotId: string) => join(world.dataDir, `${snapshotId}.pages`);
-  return {
+  const paged: PagedWorld = {
     ...world,
     factory,
     storeDir,
@@ -65,7 +69,20 @@ export async function openPagedWorld(): Promise<PagedWorld> {
       vms.push(vm);
       return vm;
     },
-    publish: (snapshotId) => publish(world, store, snapshotId, manifestPathOf(snapshotId)),
+    publish: (snapshotId, first = []) => publish(world, store, snapshotId, manifestPathOf(snapshotId), first),
+    async recordLocally(snapshotId) {
+      const pager = await paged.startPager();
+      const ref: ImageRef = { snapshotId, image: 'memory' };
+      const { pagesPath } = capturedFilesIn(world.paths.snapshotDir(snapshotId));
+      await rename(pagesPath, pagesPathOf(snapshotId));
+      await symlink(
+        await pager.add(ref, { plainPath: pagesPathOf(snapshotId) }, { record: true }),
+        pagesPath,
+      );
+      await (await paged.restore(snapshotId)).destroy();
+      await rename(pagesPathOf(snapshotId), pagesPath);
+      return pager.recording(ref);
+    },
     async startPager({ firstByteMs = 0, limits = {} } = {}) {
       client?.close();
       await endPager(options);
@@ -93,6 +110,7 @@ export async function openPagedWorld(): Promise<PagedWorld> {
       await world.close();
     },
   };
+  return paged;
 }
 
 async function publish(
@@ -100,6 +118,7 @@ async function publish(
   store: BlobStore,
   snapshotId: string,
   manifestPath: string,
+  first: readonly TouchedRun[],
 ): Promise<number> {
   const clusterKey = new ClusterKey(keyBytes);
   const publisher = await Publisher.open({ store, clusterKey, spoolDir: join(world.dataDir, 'spool') });
@@ -112,6 +131,9 @@ async function publish(
       memory: {
         sizeBytes: record.memoryMb * 1024 * 1024,
         sources: [await sparseFileSource(pagesPath)],
+        first: first
+          .map(({ page, pageCount }) => ({ offsetBytes: page * pageBytes, sizeBytes: pageCount * pageBytes }))
+          .sort((a, b) => a.offsetBytes - b.offsetBytes),
       },
       // Disks stay local in these tests.
       disk: { sizeBytes: 4096, sources: [] },
@@ -122,4 +144,13 @@ async function publish(
   } finally {
     await publisher.close();
   }
+}
+
+/** Where a directory store keeps its segments. */
+export async function segmentFiles(storeDir: string): Promise<string[]> {
+  const entries = await readdir(join(storeDir, 'objects', 'segments'), {
+    recursive: true,
+    withFileTypes: true,
+  });
+  return entries.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
 }
