@@ -16,8 +16,8 @@ import type { FuseAnswer, FuseHandler, FuseOperation } from './fuse-session.ts';
 
 export interface PageFile {
   readonly sizeBytes: number;
-  /** Exactly the bytes of the range, which lies inside the file. */
-  readRange(offsetBytes: number, sizeBytes: number): readonly Buffer[] | Promise<readonly Buffer[]>;
+  /** Exactly the bytes of the range, which lies inside the file, or why not. */
+  readRange(offsetBytes: number, sizeBytes: number): FuseAnswer | Promise<FuseAnswer>;
   /** Somebody tried to write: a private mapping never does. */
   onWriteRefused(pid: number): void;
 }

@@ -61,6 +61,10 @@ export class FrameSource {
     return this.#options.holdings.cache.get(this.#keyOf(frame));
   }
 
+  holds(frame: number): boolean {
+    return this.#options.holdings.cache.has(this.#keyOf(frame));
+  }
+
   /** @throws ThawError as the reader does. */
   async fetch(frame: number): Promise<FetchedFrame> {
     const { cache, inFlight, gate } = this.#options.holdings;

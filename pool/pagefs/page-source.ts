@@ -19,6 +19,8 @@ export interface PageSource {
   readonly sizeBytes: number;
   /** The range lies inside the file. @throws ThawError as the frame reader does. */
   readRange(offsetBytes: number, sizeBytes: number): RangeRead | Promise<RangeRead>;
+  /** Whether the range can be read without asking a store. */
+  isAtHand(offsetBytes: number, sizeBytes: number): boolean;
   close(): Promise<void>;
 }
 
@@ -38,6 +40,10 @@ export class PlainPageSource implements PageSource {
     return { pieces: [await readFully(this.#file, offsetBytes, sizeBytes, this.#path)], origin: 'file' };
   }
 
+  isAtHand(): boolean {
+    return true;
+  }
+
   close(): Promise<void> {
     return this.#file.close();
   }
@@ -50,10 +56,15 @@ export interface FramePageSourceOptions {
   keepPath?: string;
   /** Keeping has ended: the file is whole, or an error (a full disk) after which pages are only kept in memory. */
   onKept: (error?: Error) => void;
+  /** A frame has come because a reader needed a part of it. */
+  onFetched?: OnFetched;
 }
 
 /** Puts bytes of the page file where its readers find them without asking. */
 export type Push = (offsetBytes: number, bytes: Buffer) => Promise<void>;
+
+/** For whoever asked for a part of a frame the rest of it is the likeliest next. */
+export type OnFetched = (places: { offsetBytes: number; bytes: Buffer }[]) => void;
 
 const maxUnwrittenBytes = 32 * 1024 * 1024;
 const zeros = Buffer.alloc(1024 * 1024);
@@ -64,6 +75,7 @@ export class FramePageSource implements PageSource {
   readonly #places: ImagePlaces;
   #kept: GrowingFile | undefined;
   readonly #writing = new Map<number, Promise<void>>();
+  readonly #announced = new Set<number>();
   #unwrittenBytes = 0;
   #closed = false;
 
@@ -96,6 +108,12 @@ export class FramePageSource implements PageSource {
     if (kept && parts.every(({ frame }) => frame < 0 || kept.has(frame)))
       return kept.readRange(offsetBytes, sizeBytes).then((bytes) => ({ pieces: [bytes], origin: 'file' }));
     return Promise.all(parts.map((part, index) => ready[index] ?? this.#obtain(part))).then(joined);
+  }
+
+  isAtHand(offsetBytes: number, sizeBytes: number): boolean {
+    return this.#partsOf(offsetBytes, sizeBytes).every(
+      ({ frame }) => frame < 0 || this.#options.frames.holds(frame) || this.#kept?.has(frame),
+    );
   }
 
   /** Fetches by these reads what is not here. @returns how many frames could not be had, and why the first could not. */
@@ -157,7 +175,15 @@ export class FramePageSource implements PageSource {
       return { pieces: [await this.#kept.readRange(part.offsetBytes, part.sizeBytes)], origin: 'file' };
     const { bytes, origin } = await this.#options.frames.fetch(part.frame);
     if (this.#unwrittenBytes < maxUnwrittenBytes) void this.#keep(part.frame, bytes);
+    this.#announce(part.frame, bytes);
     return { pieces: [cut(bytes, part)], origin };
+  }
+
+  /** Once: who asks for it again has the rest already, or the kernel dropped it. */
+  #announce(frame: number, bytes: Buffer): void {
+    if (!this.#options.onFetched || this.#announced.has(frame)) return;
+    this.#announced.add(frame);
+    this.#options.onFetched(this.#places.spread(frame, bytes));
   }
 
   /** Never rejects: a frame that cannot be kept has been served all the same. */

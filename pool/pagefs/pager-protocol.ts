@@ -8,7 +8,10 @@ export interface ImageRef {
   image: ImageName;
 }
 
-/** `manifestPath`: assembled from verified frames. `plainPath`: a whole page file that is here, served to be recorded. */
+/**
+ * `manifestPath`: assembled from verified frames. `plainPath`: a whole page file that is here, served to be recorded, so
+ * that a publish can lay its working set out together.
+ */
 export type ServeFrom = { manifestPath: string; keepPath?: string } | { plainPath: string };
 
 export interface PagerOperations {

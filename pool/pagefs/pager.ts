@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { withDeadline } from '../../shared/deadline.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
-import { pagesIn } from '../snapshot/extents.ts';
+import { pageBytes, pagesIn } from '../snapshot/extents.ts';
 import type { Image } from '../snapshot/manifest.ts';
 import type { FrameTable } from '../snapshot/segment.ts';
 import type { Recording, TouchedRun } from '../snapshot/working-set.ts';
@@ -18,7 +18,13 @@ import { type FrameHoldings, type FrameReading, FrameSource } from './frame-sour
 import { mountFuse, unmountFuse, unmountStale } from './fuse-mount.ts';
 import { encodeInvalidateEntry, encodeStore, rootNodeId } from './fuse-protocol.ts';
 import { FuseSession } from './fuse-session.ts';
-import { FramePageSource, type PageSource, PlainPageSource, type Push } from './page-source.ts';
+import {
+  FramePageSource,
+  type OnFetched,
+  type PageSource,
+  PlainPageSource,
+  type Push,
+} from './page-source.ts';
 import type { ImageRef, PagerEvent, PagerStats, ServeFrom } from './pager-protocol.ts';
 import { ServedFile } from './served-file.ts';
 
@@ -119,11 +125,16 @@ export class Pager {
   async add(ref: ImageRef, from: ServeFrom, record = false): Promise<{ path: string; sizeBytes: number }> {
     const name = nameOf(ref);
     if (this.#served.has(name)) throw new ThawError('conflict', `${name} is already served`);
-    const { source, loaded } = await this.#sourceOf(ref, from);
+    const { source, loaded } = await this.#sourceOf(ref, from, record);
     const { onEvent } = this.#options;
     const file = new ServedFile({
       source,
-      ...(record ? { recordPages: pagesIn(source.sizeBytes) } : {}),
+      record,
+      maxGuessBytes: this.#limits.maxReadaheadBytes,
+      onGuess: (offsetBytes, sizeBytes) => {
+        if (loaded && source instanceof FramePageSource)
+          void fetchGuess(source, loaded, offsetBytes, sizeBytes);
+      },
       onReadFailed: ({ code, message }) => onEvent({ ...ref, event: 'pages-failed', code, detail: message }),
       onWriteRefused: (pid) => onEvent({ ...ref, event: 'write-refused', pid }),
     });
@@ -150,7 +161,8 @@ export class Pager {
 
   /** @param runs in the order of need. Resolves when all of it is here or has failed. */
   async prefetch(ref: ImageRef, runs: readonly TouchedRun[]): Promise<{ frames: number; failed: number }> {
-    const { source, loaded, nodeId } = this.#framesOf(ref);
+    const { file, source, loaded, nodeId } = this.#framesOf(ref);
+    file.knowsWorkingSet();
     const wanted = framesInOrder(loaded.image.extents, runs);
     const push = this.#limits.push ? this.#pushInto(nodeId) : undefined;
     const { failed, error } = await source.fetchAhead(planAhead(loaded.frames, wanted), push);
@@ -213,6 +225,7 @@ export class Pager {
   async #sourceOf(
     ref: ImageRef,
     from: ServeFrom,
+    record: boolean,
   ): Promise<{ source: PageSource; loaded: LoadedImage | undefined }> {
     if ('plainPath' in from) return { source: await openPlain(from.plainPath), loaded: undefined };
     const loaded = await this.#options.load(ref, from.manifestPath);
@@ -232,6 +245,7 @@ export class Pager {
         error
           ? onEvent({ ...ref, event: 'keep-failed', detail: error.message })
           : onEvent({ ...ref, event: 'kept', path: keepPath! }),
+      ...(record || !this.#limits.push ? {} : { onFetched: (places) => this.#pushRest(ref, places) }),
     });
     return { source, loaded };
   }
@@ -242,11 +256,20 @@ export class Pager {
     return served;
   }
 
-  #framesOf(ref: ImageRef): { source: FramePageSource; loaded: LoadedImage; nodeId: number } {
+  #framesOf(ref: ImageRef): Served & { source: FramePageSource; loaded: LoadedImage } {
     const { file, loaded, nodeId } = this.#servedAs(ref);
     if (!loaded || !(file.source instanceof FramePageSource))
       throw new ThawError('conflict', `${nameOf(ref)} is a plain file already`);
-    return { source: file.source, loaded, nodeId };
+    return { ref, file, source: file.source, loaded, nodeId };
+  }
+
+  /** A frame's other pages: cheaper than being asked for them one by one. While touches are recorded they must be asked. */
+  #pushRest(ref: ImageRef, places: Parameters<OnFetched>[0]): void {
+    const served = this.#served.get(nameOf(ref));
+    if (!served) return;
+    const push = this.#pushInto(served.nodeId);
+    for (const { offsetBytes, bytes } of places)
+      push(offsetBytes, bytes).catch((error) => this.#options.log.debug({ err: error }, 'not pushed'));
   }
 
   #pushInto(nodeId: number): Push {
@@ -261,6 +284,18 @@ export class Pager {
 }
 
 export const nameOf = ({ snapshotId, image }: ImageRef): string => `${snapshotId}.${image}`;
+
+/** Failures are left to whoever really needs the bytes. */
+async function fetchGuess(
+  source: FramePageSource,
+  { image, frames }: LoadedImage,
+  offsetBytes: number,
+  sizeBytes: number,
+): Promise<void> {
+  const page = Math.floor(offsetBytes / pageBytes);
+  const run = { page, pageCount: pagesIn(offsetBytes + sizeBytes) - page };
+  await source.fetchAhead(planAhead(frames, framesInOrder(image.extents, [run])));
+}
 
 async function openPlain(path: string): Promise<PlainPageSource> {
   const file = await open(path, 'r').catch((error: Error) => {

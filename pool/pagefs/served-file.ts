@@ -3,14 +3,21 @@
 // hears of it, so that whoever dies of it can be told why.
 import { ThawError } from '../../shared/errors.ts';
 import { metrics } from '../../shared/metrics.ts';
+import { pageBytes, pagesIn } from '../snapshot/extents.ts';
 import { FirstTouches, type Recording } from '../snapshot/working-set.ts';
 import type { PageFile } from './file-tree.ts';
+import type { FuseAnswer } from './fuse-session.ts';
 import type { PageSource, RangeRead } from './page-source.ts';
+import { Speculation } from './speculation.ts';
 
 export interface ServedFileOptions {
   source: PageSource;
-  /** Pages of the image, when its first touches are to be recorded. */
-  recordPages?: number;
+  /** First touches are recorded, page by page. */
+  record: boolean;
+  /** Reads up to this size are served whatever they cost, unless touches are recorded. */
+  maxGuessBytes: number;
+  /** A read that is refused for the sake of a recording: what it asks for is probably needed soon all the same. */
+  onGuess: (offsetBytes: number, sizeBytes: number) => void;
   onReadFailed: (error: ThawError) => void;
   onWriteRefused: (pid: number) => void;
 }
@@ -23,6 +30,8 @@ export class ServedFile implements PageFile {
   readonly source: PageSource;
   readonly #options: ServedFileOptions;
   readonly #touches: FirstTouches | undefined;
+  readonly #speculation: Speculation;
+  #workingSetKnown = false;
   #reads = 0;
   #readBytes = 0;
   #reportedMs = Number.NEGATIVE_INFINITY;
@@ -31,18 +40,25 @@ export class ServedFile implements PageFile {
     this.#options = options;
     this.source = options.source;
     this.sizeBytes = options.source.sizeBytes;
-    this.#touches = options.recordPages === undefined ? undefined : new FirstTouches(options.recordPages);
+    this.#touches = options.record ? new FirstTouches(pagesIn(this.sizeBytes)) : undefined;
+    this.#speculation = new Speculation(this.sizeBytes);
   }
 
   get counts(): { reads: number; readBytes: number } {
     return { reads: this.#reads, readBytes: this.#readBytes };
   }
 
+  /** From now on what is not of the working set is fetched only when it is needed. */
+  knowsWorkingSet(): void {
+    this.#workingSetKnown = true;
+  }
+
   recording(): Recording | undefined {
     return this.#touches?.recording();
   }
 
-  readRange(offsetBytes: number, sizeBytes: number): readonly Buffer[] | Promise<readonly Buffer[]> {
+  readRange(offsetBytes: number, sizeBytes: number): FuseAnswer | Promise<FuseAnswer> {
+    if (this.#isUnwelcome(offsetBytes, sizeBytes)) return 'EAGAIN';
     this.#reads++;
     this.#readBytes += sizeBytes;
     this.#touches?.touch(offsetBytes, sizeBytes);
@@ -57,6 +73,21 @@ export class ServedFile implements PageFile {
         throw error;
       },
     );
+  }
+
+  /**
+   * For one page of a mapping that its VMM advised for huge pages (QEMU does) the kernel reads 2 to 4 MiB around. When
+   * such a read fails it asks for the one page: so recordings are exact, and a restore whose working set is here does not
+   * fetch a hundred times what else it needs. Without a working set the guess is the best there is.
+   */
+  #isUnwelcome(offsetBytes: number, sizeBytes: number): boolean {
+    const { record, maxGuessBytes } = this.#options;
+    const guessed = record
+      ? sizeBytes > pageBytes
+      : this.#workingSetKnown && sizeBytes > maxGuessBytes && !this.source.isAtHand(offsetBytes, sizeBytes);
+    if (!guessed || !this.#speculation.refuses(offsetBytes, sizeBytes)) return false;
+    if (record) this.#options.onGuess(offsetBytes, sizeBytes);
+    return true;
   }
 
   onWriteRefused(pid: number): void {
