@@ -16,4 +16,5 @@ after(async () => {
 describeConformance(
   () => world.hypervisor,
   () => imageIn(dir),
+  'stands-in',
 );
