@@ -33,6 +33,8 @@ async function bundled(entry: string): Promise<Buffer> {
     format: 'esm',
     target: 'node24',
     legalComments: 'none',
+    // Paths of modules stand in the bundle: they must not tell where node_modules lies.
+    preserveSymlinks: true,
     logLevel: 'silent',
   });
   return Buffer.from(result.outputFiles[0]!.contents);

@@ -2,7 +2,7 @@
 // Refuses to own what runs in it. Invariant: disposing leaves no process; a machine that hangs ends at the deadlines.
 import { connect, type Socket } from 'node:net';
 import { createInterface } from 'node:readline';
-import type { Duplex, Readable } from 'node:stream';
+import type { Duplex } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { type Child, startChild } from '../../pool/host/child.ts';
 import { parseForwards } from '../../pool/hypervisor/qemu/qemu-machine.ts';
@@ -17,7 +17,7 @@ const qmpFd = 3;
 
 export interface RunOptions {
   onOutput?: (text: string, stream: 'stdout' | 'stderr') => void;
-  stdin?: Readable;
+  stdin?: Buffer;
   timeoutMs: number;
 }
 
@@ -86,9 +86,9 @@ export class NestedMachine implements AsyncDisposable {
 
 async function converse(socket: Socket, request: CommandRequest, options: RunOptions): Promise<number> {
   socket.on('error', () => {});
-  socket.write(`${JSON.stringify(request)}\n`);
-  if (options.stdin) options.stdin.pipe(socket);
-  else socket.end();
+  const { stdin = Buffer.alloc(0) } = options;
+  socket.write(`${JSON.stringify({ ...request, stdinBytes: stdin.length })}\n`);
+  socket.write(stdin);
   for await (const line of createInterface({ input: socket })) {
     const report = JSON.parse(line) as CommandReport;
     if ('stream' in report) options.onOutput?.(report.text, report.stream);

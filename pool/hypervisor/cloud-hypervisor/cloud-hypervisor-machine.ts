@@ -25,28 +25,38 @@ import type { Vmm } from './vmm.ts';
 
 type OnStage = (stage: string, elapsedMs: number) => void;
 
+export interface MachineFacts {
+  vmId: string;
+  sharedMemory: boolean;
+  /** How long the guest may take to call: a boot is longer than a restore. */
+  callTimeoutMs: number;
+}
+
 export class CloudHypervisorMachine implements Machine {
   readonly vmId: string;
   readonly pid: number;
   readonly exited: Promise<MachineExit>;
   readonly #vmm: Vmm;
   readonly #channel: GuestChannel;
+  readonly #sharedMemory: boolean;
   readonly #callTimeoutMs: number;
   #controlTaken = false;
+  #capturing = false;
 
-  private constructor(vmId: string, vmm: Vmm, channel: GuestChannel, callTimeoutMs: number) {
-    this.vmId = vmId;
+  private constructor(vmm: Vmm, channel: GuestChannel, facts: MachineFacts) {
+    this.vmId = facts.vmId;
     this.pid = vmm.pid;
     this.exited = vmm.exited;
     this.#vmm = vmm;
     this.#channel = channel;
-    this.#callTimeoutMs = callTimeoutMs;
+    this.#sharedMemory = facts.sharedMemory;
+    this.#callTimeoutMs = facts.callTimeoutMs;
   }
 
-  /** @param callTimeoutMs how long the guest may take to call: a boot is longer than a restore. */
-  static async in(vmm: Vmm, vmId: string, callTimeoutMs: number): Promise<CloudHypervisorMachine> {
+  /** Before the guest runs. */
+  static async in(vmm: Vmm, facts: MachineFacts): Promise<CloudHypervisorMachine> {
     const channel = await GuestChannel.listen(vmm.path(`${names.vsock}_${controlVsockPort}`));
-    return new CloudHypervisorMachine(vmId, vmm, channel, callTimeoutMs);
+    return new CloudHypervisorMachine(vmm, channel, facts);
   }
 
   async openControl(): Promise<Duplex> {
@@ -84,29 +94,41 @@ export class CloudHypervisorMachine implements Machine {
   }
 
   async captureClone(target: CloneCaptureTarget, options: CloneCaptureOptions): Promise<PageDelta> {
+    if (this.#sharedMemory)
+      throw new ThawError('conflict', 'this VM writes into its page file: it is captured in place');
+    if (this.#capturing) throw new ThawError('conflict', 'this VM is being captured');
+    this.#capturing = true;
     await using undo = new Cleanup();
     for (const path of [target.deltaPath, target.devicesPath, target.diskPath])
       undo.defer(path, () => rm(path, { force: true }));
     try {
-      await using pages = await PageCapture.prepare(this.pid, this.#vmm.path(names.pages));
-      await using delta = await open(target.deltaPath, 'wx', 0o600);
-      const timed = stopwatch(options.onStage ?? (() => {}));
-      const devices = await this.#paused(options.resume, timed, async () => {
-        const saved = await timed('state', () => this.#stateOnly());
-        await timed('scan', () => pages.scan());
-        await timed('copy', () => pages.copy(delta));
-        await timed('disk', () => cloneDisk(this.#vmm.path(names.disk), target.diskPath));
-        return saved;
-      });
-      await timed('write', async () => {
-        await Promise.all([pages.write(), writeDevices(target.devicesPath, devices)]);
-        await delta.sync();
-      });
+      const delta = await this.#capture(target, options);
       undo.disarm();
-      return pages.delta(target.deltaPath);
+      return delta;
     } catch (error) {
       throw typedFailure(error, 'capture', 'hypervisor-failed');
+    } finally {
+      this.#capturing = false;
     }
+  }
+
+  async #capture(target: CloneCaptureTarget, options: CloneCaptureOptions): Promise<PageDelta> {
+    await using pages = await PageCapture.prepare(this.pid, this.#vmm.path(names.pages));
+    await using delta = await open(target.deltaPath, 'wx', 0o600);
+    const timed = stopwatch(options.onStage ?? (() => {}));
+    await options.beforePause?.();
+    const devices = await this.#paused(options.resume, timed, async () => {
+      const saved = await timed('state', () => this.#stateOnly());
+      await timed('scan', () => pages.scan());
+      await timed('copy', () => pages.copy(delta));
+      await timed('disk', () => cloneDisk(this.#vmm.path(names.disk), target.diskPath));
+      return saved;
+    });
+    await timed('write', async () => {
+      await Promise.all([pages.write(), writeDevices(target.devicesPath, devices)]);
+      await delta.sync();
+    });
+    return pages.delta(target.deltaPath);
   }
 
   async resume(): Promise<void> {

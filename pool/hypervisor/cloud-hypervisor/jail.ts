@@ -38,11 +38,14 @@ export class Jail {
     this.#binaryPath = binaryPath;
   }
 
-  /** @param program the binary, alone; only tests put words before it. */
-  static async open(program: readonly string[], stashDir: string): Promise<Jail> {
+  /**
+   * @param program the binary, alone; only tests put words before it.
+   * @param confine false for tests alone: the program runs as who started it.
+   */
+  static async open(program: readonly string[], stashDir: string, confine = true): Promise<Jail> {
     const binaryPath = program[0]!;
     await mkdir(stashDir, { recursive: true, mode: 0o700 });
-    const isRoot = process.getuid?.() === 0;
+    const isRoot = confine && process.getuid?.() === 0;
     const noRoot = await whyNoRoot(program, isRoot, stashDir);
     return new Jail({ isRoot, ...(noRoot ? { noRoot } : {}) }, program, stashDir, binaryPath);
   }
@@ -101,7 +104,12 @@ export class Jail {
       return [...slot.enter, ...limits, ...rights, ...this.#program, ...args];
     }
     // What is left in the bounding set is what `chroot` itself needs; the change of uid takes it away, too.
-    const rights = ['setpriv', '--no-new-privs', '--bounding-set=-all,+sys_chroot,+setuid,+setgid', '--'];
+    const rights = [
+      'setpriv',
+      '--no-new-privs',
+      '--bounding-set=-all,+sys_chroot,+setuid,+setgid,+dac_read_search',
+      '--',
+    ];
     const root = ['chroot', `--userspec=${uid}:${uid}`, '--groups=', dir, `/${binaryName}`];
     return [...slot.enter, ...limits, ...rights, ...root, ...args];
   }
