@@ -13,6 +13,7 @@ import { materialise } from './materialise-image.ts';
 import { Publisher } from './publish.ts';
 import { planReads } from './segment.ts';
 import { segmentKey } from './store-keys.ts';
+import { verifySnapshot } from './verify.ts';
 
 describe('reading frames of a store that is damaged', () => {
   let dir: string;
@@ -106,6 +107,19 @@ describe('reading frames of a store that is damaged', () => {
       code: 'snapshot-damaged',
     });
     await readAll(new FrameReader({ manifest, tiers: [storeTier(store), whole] }));
+  });
+
+  it('is told frame by frame when a whole snapshot is verified', async () => {
+    const tier = storeTier(store);
+    const frames = manifest.frames.segment.length;
+    assert.deepEqual((await verifySnapshot(manifest, tier)).damaged, []);
+    await damage(middleOf(3));
+    const flipped = await verifySnapshot(manifest, tier);
+    assert.deepEqual([flipped.frames, flipped.damaged.map(({ frame }) => frame)], [frames, [3]]);
+    await truncate(path, middleOf(5));
+    const cut = (await verifySnapshot(manifest, tier)).damaged.map(({ frame }) => frame);
+    assert.deepEqual(cut, [3, ...Array.from({ length: frames - 5 }, (_, at) => at + 5)]);
+    await assert.rejects(verifySnapshot(manifest, failing('unavailable')), { code: 'store-unavailable' });
   });
 
   it('swapped with another segment: refused', async () => {
