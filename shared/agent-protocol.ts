@@ -75,6 +75,13 @@ export interface ProceedRequest {
   wallClockMs: number;
 }
 
+/** Sets the wall clock again: the `restore` before it was so long on its way that its time was old on arrival. */
+export interface ClockRequest {
+  id: number;
+  op: 'clock';
+  wallClockMs: number;
+}
+
 export interface HealthRequest {
   id: number;
   op: 'health';
@@ -111,13 +118,20 @@ export interface RunnerExitEvent {
   signal: string | null;
 }
 
-export type ControlRequest = RestoreRequest | SealRequest | HoldRequest | ProceedRequest | HealthRequest;
+export type ControlRequest =
+  | ClockRequest
+  | RestoreRequest
+  | SealRequest
+  | HoldRequest
+  | ProceedRequest
+  | HealthRequest;
 /** A request as the caller writes it; the control client adds the id. */
 export type ControlCommand =
   | Omit<RestoreRequest, 'id'>
   | Omit<SealRequest, 'id'>
   | Omit<HoldRequest, 'id'>
   | Omit<ProceedRequest, 'id'>
+  | Omit<ClockRequest, 'id'>
   | Omit<HealthRequest, 'id'>;
 export type ControlEvent = LogEvent | RunnerExitEvent;
 

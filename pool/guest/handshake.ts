@@ -23,6 +23,7 @@ export async function handshake(
 ): Promise<GuestIdentity> {
   const generation = randomBytes(16).toString('hex');
   const secret = newSecret();
+  const askedAtMs = performance.now();
   const reply = await control.request<RestoreReply>(
     {
       op: 'restore',
@@ -42,5 +43,22 @@ export async function handshake(
       'restore-failed',
       'the guest does not hold the memory of the snapshot that was asked for',
     );
+  await settleClock(control, performance.now() - askedAtMs);
   return { secret, ports: reply.ports };
 }
+
+/** A guest's clock may be off by as long as the message that set it was on its way. */
+const clockSlackMs = 80;
+const clockTries = 5;
+
+/** On a host that is slow at the moment: sets the clock again until a message was quick enough to be right. */
+async function settleClock(control: ControlClient, restoreMs: number): Promise<void> {
+  let onItsWayMs = restoreMs;
+  for (let tries = 0; onItsWayMs > clockSlackMs && tries < clockTries; tries++) {
+    const askedAtMs = performance.now();
+    await control.request({ op: 'clock', wallClockMs: Date.now() }, clockTimeoutMs);
+    onItsWayMs = performance.now() - askedAtMs;
+  }
+}
+
+const clockTimeoutMs = 10_000;

@@ -97,6 +97,7 @@ const patterns: Record<string, Record<string, RegExp>> = {
   seal: { nonce: /^.{1,128}$/ },
   hold: { nonce: /^.{1,128}$/ },
   proceed: { nonce: /^.{1,128}$/ },
+  clock: {},
   health: {},
 };
 
@@ -108,7 +109,7 @@ function faultOf(request: ControlRequest): string | undefined {
     const value = (request as unknown as Record<string, unknown>)[field];
     if (typeof value !== 'string' || !pattern.test(value)) return `${field} must match ${pattern.source}`;
   }
-  const timed = request.op === 'restore' || request.op === 'proceed';
+  const timed = request.op === 'restore' || request.op === 'proceed' || request.op === 'clock';
   if (timed && !(Number.isFinite(request.wallClockMs) && request.wallClockMs > 0))
     return 'wallClockMs must be a positive number';
   return undefined;

@@ -84,6 +84,9 @@ async function control(agent: Agent, request: ControlRequest): Promise<ControlRe
       state.proceeded(request.nonce);
       if (settings.mode === 'guest') setWallClock(request.wallClockMs);
       return { id, ok: true };
+    case 'clock':
+      if (settings.mode === 'guest') setWallClock(request.wallClockMs);
+      return { id, ok: true };
     case 'seal':
       state.sealed(request.nonce);
       reseeds.forget();
