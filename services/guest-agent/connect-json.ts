@@ -15,6 +15,7 @@ const maxRequestBytes = 8 * 1024 * 1024;
 const streamType = 'application/connect+json';
 const defaultKeepaliveMs = 90_000;
 const maxTimerMs = 2 ** 31 - 1;
+const restMs = 5_000;
 
 export type Message = Record<string, unknown>;
 
@@ -22,7 +23,7 @@ export type Message = Record<string, unknown>;
 export async function readBody(request: IncomingMessage, limitBytes = maxRequestBytes): Promise<Buffer> {
   const chunks: Buffer[] = [];
   let sizeBytes = 0;
-  for await (const chunk of request as AsyncIterable<Buffer>) {
+  for await (const chunk of chunksOf(request)) {
     sizeBytes += chunk.length;
     if (sizeBytes > limitBytes)
       throw new ConnectError('resource_exhausted', `the body may have ${limitBytes} bytes`);
@@ -30,6 +31,10 @@ export async function readBody(request: IncomingMessage, limitBytes = maxRequest
   }
   return chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks);
 }
+
+/** Who stops reading must not end the connection: it carries the answer. */
+const chunksOf = (request: IncomingMessage) =>
+  request.iterator({ destroyOnReturn: false }) as AsyncIterable<Buffer>;
 
 function asMessage(value: unknown): Message {
   if (typeof value !== 'object' || value === null || Array.isArray(value))
@@ -114,7 +119,7 @@ async function withinTimeout<T>(request: IncomingMessage, answer: Promise<T>): P
 
 export function sendJson(response: ServerResponse, status: number, value: unknown): void {
   if (response.headersSent || response.destroyed) return;
-  if (status >= 400) leaveRest(response);
+  if (status >= 400) dropRest(response);
   const text = JSON.stringify(value);
   response.writeHead(status, {
     'content-type': 'application/json',
@@ -123,9 +128,16 @@ export function sendJson(response: ServerResponse, status: number, value: unknow
   response.end(text);
 }
 
-/** An answer before the request's end: what is still to come is not read, which only closing tells the client. */
-function leaveRest(response: ServerResponse): void {
-  if (!response.req.complete) response.shouldKeepAlive = false;
+/**
+ * An answer before the request's end: the rest is read and dropped for a while. A connection that is closed at once
+ * takes the answer with it when the client is still writing.
+ */
+function dropRest({ req: request }: ServerResponse): void {
+  if (request.complete || request.destroyed) return;
+  const { socket } = request;
+  const timer = setTimeout(() => request.complete || socket.destroy(), restMs);
+  request.once('close', () => clearTimeout(timer));
+  request.resume();
 }
 
 export async function serveStream(
@@ -166,7 +178,7 @@ export async function serveClientStream(
 /** The messages of a request as they arrive. */
 async function* readMessages(request: IncomingMessage): AsyncGenerator<Message> {
   const decoder = new FrameDecoder(maxRequestBytes);
-  for await (const chunk of request as AsyncIterable<Buffer>)
+  for await (const chunk of chunksOf(request))
     for (const { flag, message } of decoder.push(chunk)) {
       if (flag !== 0) throw new ConnectError('invalid_argument', `unknown frame flags ${flag}`);
       yield asMessage(message);
@@ -236,7 +248,7 @@ export class ServerStream {
 
   end(error?: ConnectError): void {
     if (this.#ended) return;
-    if (error !== undefined && !this.#response.headersSent) leaveRest(this.#response);
+    if (error !== undefined && !this.#response.headersSent) dropRest(this.#response);
     this.#open();
     this.#ended = true;
     clearInterval(this.#keepalive);

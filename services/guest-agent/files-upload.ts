@@ -8,7 +8,7 @@ import { chown, stat, unlink } from 'node:fs/promises';
 import type { IncomingMessage, ServerResponse } from 'node:http';
 import { createRequire } from 'node:module';
 import { basename, dirname } from 'node:path';
-import type { Readable, Writable } from 'node:stream';
+import { type Duplex, PassThrough, type Readable, type Writable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { ConnectError } from '../../shared/connect-frames.ts';
 import { type Caller, guestPath } from './caller.ts';
@@ -52,22 +52,24 @@ export async function uploadFiles(
         : [await writeWhole(upload, type, body)];
     sendJson(response, 200, written);
   } catch (error) {
-    // What is left of the body would otherwise be read as the next request.
-    response.setHeader('connection', 'close');
     sendFileError(response, ...fileFailure(error, path));
   }
 }
 
 async function decoded(request: IncomingMessage): Promise<Readable> {
   const encoding = request.headers['content-encoding'] ?? 'identity';
-  if (encoding === 'identity') return request;
+  if (encoding === 'identity') return through(request, new PassThrough());
   if (encoding !== 'gzip') throw invalid(`content-encoding ${encoding} is not supported`);
   const { createGunzip } = await import('node:zlib');
-  const gunzip = createGunzip();
-  gunzip.on('error', () => {});
-  // A broken archive or a client that left must end the reader of `gunzip`, too.
-  pipeline(request, gunzip).catch((error) => gunzip.destroy(error));
-  return gunzip;
+  return through(request, createGunzip());
+}
+
+/** A failed write ends its stream: that must not be the request, whose connection carries the answer. */
+function through(request: IncomingMessage, into: Duplex): Duplex {
+  into.on('error', () => {});
+  // A client that left must end who reads from `into`, too.
+  request.once('error', (error) => into.destroy(error));
+  return request.pipe(into);
 }
 
 async function writeWhole(upload: Upload, type: string | undefined, body: Readable): Promise<WrittenFile> {

@@ -1,12 +1,14 @@
 // Tests watching by stream, by polling and by the real E2B client, on a real agent process.
 import assert from 'node:assert/strict';
-import { closeSync, openSync, writeSync } from 'node:fs';
+import { closeSync, openSync, writeFileSync, writeSync } from 'node:fs';
 import { appendFile, chmod, mkdir, mkdtemp, rename, rm, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { AgentFixture, type StreamMessage } from './agent-fixture.ts';
+import type { Caller } from './caller.ts';
 import { DirectoryWatch } from './directory-watch.ts';
 import { parseEvents } from './inotify.ts';
+import { WatchTable } from './watch-service.ts';
 
 let agent: AgentFixture;
 before(async () => {
@@ -202,23 +204,44 @@ describe('watchers that are asked', () => {
       assert.equal((await call(method, { watcherId })).body.code, 'not_found');
   });
 
-  it('are limited in number, and streams that ended do not count', async () => {
+  it('do not count as streams that ended', async () => {
     const path = await fresh();
-    for (let count = 0; count < 3; count++)
+    for (let count = 0; count < 80; count++)
       await agent.stream(`${service}/WatchDir`, { path }, {}, (message) => message.start);
-    const ids: string[] = [];
-    for (;;) {
-      const { status, body } = await call('CreateWatcher', { path });
-      if (status !== 200) {
-        assert.deepEqual([status, body.code], [429, 'resource_exhausted']);
-        break;
-      }
-      ids.push(body.watcherId!);
-    }
-    assert.ok(ids.length >= 90 && ids.length <= 100, `${ids.length} watchers`);
-    for (const watcherId of ids) await call('RemoveWatcher', { watcherId });
-    const { body } = await call('CreateWatcher', { path });
-    await call('RemoveWatcher', body);
+  });
+});
+
+describe('the table of watchers', () => {
+  const callerAt = (path: string): Caller => {
+    const account = { name: 'x', uid: 0, gid: 0, home: path, groups: [], switches: false };
+    const accounts = { find: () => account, userName: String, groupName: String };
+    return { account, accounts, workdir: path };
+  };
+  const idOf = (answer: object) => answer as { watcherId: string };
+
+  it('has a limit, and room again when one is removed', async () => {
+    const table = new WatchTable({ maxWatches: 2 });
+    const caller = callerAt(await fresh());
+    const ids = [idOf(await table.createWatcher(caller, {})), idOf(await table.createWatcher(caller, {}))];
+    await assert.rejects(table.createWatcher(caller, {}), { code: 'resource_exhausted' });
+    table.removeWatcher(ids[0]!);
+    ids.push(idOf(await table.createWatcher(caller, {})));
+    for (const id of ids.slice(1)) table.removeWatcher(id);
+  });
+
+  it('keeps so many events, and then tells of those and that it lost the rest', async () => {
+    const table = new WatchTable({ maxPendingEvents: 10 });
+    const caller = callerAt(await fresh());
+    const id = idOf(await table.createWatcher(caller, {}));
+    for (let count = 0; count < 20; count++) writeFileSync(join(caller.workdir, `${count}`), '');
+    const { events } = (await table.watcherEvents(id)) as { events: unknown[] };
+    assert.ok(events.length > 10 && events.length <= 20, `${events.length}`);
+    await assert.rejects(table.watcherEvents(id), { code: 'resource_exhausted' });
+    table.removeWatcher(id);
+    const next = idOf(await table.createWatcher(caller, {}));
+    writeFileSync(join(caller.workdir, 'next'), '');
+    assert.equal(((await table.watcherEvents(next)) as { events: unknown[] }).events.length, 1);
+    table.removeWatcher(next);
   });
 });
 

@@ -10,10 +10,10 @@ import { asWatchError, DirectoryWatch, type WatchEvent } from './directory-watch
 import { EntryReader, isLocal } from './entry-info.ts';
 import { asFileError, pathField } from './filesystem-service.ts';
 
-/** Below the kernel's default of 128 instances for a user. */
-const maxWatches = 100;
+/** Half of the kernel's default of instances for a user: programs of the guest's root have theirs. */
+const defaultMaxWatches = 64;
 /** Over all watchers that are asked: an event nobody fetches stays in memory. */
-const maxPendingEvents = 65_536;
+const defaultMaxPendingEvents = 65_536;
 /** A watcher not asked for this long makes room when there is none. */
 const abandonedMs = 60 * 60_000;
 
@@ -33,10 +33,17 @@ interface Watcher {
 }
 
 export class WatchTable {
+  readonly #maxWatches: number;
+  readonly #maxPendingEvents: number;
   readonly #watchers = new Map<string, Watcher>();
   #streams = 0;
   #pendingEvents = 0;
   #lastId = 0;
+
+  constructor(limits: { maxWatches?: number; maxPendingEvents?: number } = {}) {
+    this.#maxWatches = limits.maxWatches ?? defaultMaxWatches;
+    this.#maxPendingEvents = limits.maxPendingEvents ?? defaultMaxPendingEvents;
+  }
 
   async watchDirectory(caller: Caller, message: Message, stream: ServerStream): Promise<void> {
     const request = await requestOf(caller, message);
@@ -93,10 +100,10 @@ export class WatchTable {
   }
 
   #makeRoom(): void {
-    if (this.#watchers.size + this.#streams < maxWatches) return;
+    if (this.#watchers.size + this.#streams < this.#maxWatches) return;
     for (const [id, watcher] of this.#watchers)
       if (performance.now() - watcher.askedAtMs > abandonedMs) return void this.#remove(id, watcher);
-    throw new ConnectError('resource_exhausted', `${maxWatches} directories are being watched`);
+    throw new ConnectError('resource_exhausted', `${this.#maxWatches} directories are being watched`);
   }
 
   #find(message: Message): Watcher {
@@ -120,7 +127,7 @@ export class WatchTable {
       for (let events = watcher.watch.read(); events.length > 0; events = watcher.watch.read()) {
         this.#pendingEvents += events.length;
         watcher.pending.push(...events);
-        if (this.#pendingEvents > maxPendingEvents)
+        if (this.#pendingEvents > this.#maxPendingEvents)
           throw new ConnectError(
             'resource_exhausted',
             'too many events were not fetched: later ones are lost',
