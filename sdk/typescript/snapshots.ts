@@ -16,14 +16,18 @@ export interface SnapshotListOptions extends CallOptions {
 /** A snapshot from inside: what it holds and what taking it cost. */
 export interface SnapshotDetails {
   snapshotId: string;
+  names: string[];
+  createdAt: Date | undefined;
+  /** The sandbox it was taken of. */
+  sandboxId: string | undefined;
   /** The snapshot it was taken on top of. */
   parent: string | undefined;
-  /** Guest memory and disk it stands for. */
+  /** Guest memory it stands for. */
   sizeBytes: number | undefined;
-  /** What is stored for it alone. */
+  /** Room it takes beyond what it shares with others. */
   uniqueBytes: number | undefined;
   dirtyPages: number | undefined;
-  /** Milliseconds the sandbox stood still, by stage. */
+  /** Milliseconds the sandbox stood still, by stage and in all (`total`). */
   pauseMs: Record<string, number>;
   /** What a host must have to restore it. */
   compatibility: Record<string, unknown>;
@@ -31,6 +35,9 @@ export interface SnapshotDetails {
 
 interface WireDetails {
   snapshotId: string;
+  names?: string[];
+  createdAt?: string;
+  sandboxId?: string | null;
   parent?: string | null;
   sizeBytes?: number | null;
   uniqueBytes?: number | null;
@@ -58,6 +65,9 @@ export class Snapshots {
     const wire = await this.#connection.json<WireDetails>(path, options);
     return {
       snapshotId: wire.snapshotId,
+      names: wire.names ?? [],
+      createdAt: wire.createdAt === undefined ? undefined : new Date(wire.createdAt),
+      sandboxId: wire.sandboxId ?? undefined,
       parent: wire.parent ?? undefined,
       sizeBytes: wire.sizeBytes ?? undefined,
       uniqueBytes: wire.uniqueBytes ?? undefined,

@@ -15,7 +15,7 @@ before(async () => {
 });
 after(() => world.close());
 
-describe('compatibility of clients', async () => {
+describe('compatibility of clients', { concurrency: 2 }, async () => {
   it('has one scenario for each feature in each language', async () => {
     const names = scenarios.map(({ name }) => name).sort();
     for (const [language, suffix] of [

@@ -119,8 +119,7 @@ function reasonsOf(columns: Column[]): string[] {
 
 export const renderPage = (columns: Column[]): string => `# Compatibility
 
-Made by \`node test/compat/write-page.ts\` against a running Thaw with real VMs; the tests hold it to what they see. What Thaw does otherwise than
-the contract of these clients is in [declared differences](declared-differences.md).
+Made by \`node test/compat/write-page.ts\` against a running Thaw with real VMs; the tests hold it to what they see.
 
 Unmodified \`e2b\` clients from npm and PyPI, with \`E2B_API_URL\` and \`E2B_SANDBOX_URL\` set to Thaw's address. ✓ passed, ✗ failed, – not
 tried, for the reason below.

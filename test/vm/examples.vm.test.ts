@@ -5,7 +5,6 @@ import { spawn } from 'node:child_process';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
-import { Sandbox, ThawError } from '../../sdk/typescript/index.ts';
 import { withDeadline } from '../../shared/deadline.ts';
 import { newDataDir, removeDir, startThaw, type ThawProcess } from './thaw-process.ts';
 
@@ -18,8 +17,6 @@ const names = ['warm-start', 'checkpoint', 'branch', 'files-and-tools'];
 let thaw: ThawProcess | undefined;
 let dataDir: string | undefined;
 let server: { apiUrl: string; apiKey: string };
-/** Undefined: it does. */
-let whyNot: string | undefined;
 
 before(async () => {
   const { THAW_TEST_URL: apiUrl, THAW_TEST_API_KEY: apiKey } = process.env;
@@ -29,23 +26,11 @@ before(async () => {
     thaw = await startThaw(dataDir);
     server = { apiUrl: thaw.url, apiKey: thaw.apiKey };
   }
-  whyNot = await whyNoSnapshots();
 });
 after(async () => {
   await thaw?.end();
   if (dataDir !== undefined) await removeDir(dataDir);
 });
-
-async function whyNoSnapshots(): Promise<string | undefined> {
-  await using sbx = await Sandbox.create(server);
-  try {
-    await sbx.createSnapshot();
-    return undefined;
-  } catch (error) {
-    if (error instanceof ThawError && error.status === 501) return `this Thaw takes none: ${error.message}`;
-    throw error;
-  }
-}
 
 async function run(
   command: string,
@@ -86,7 +71,6 @@ describe('the examples of snapshots', () => {
       ['Python', 'python3', `python/${name.replaceAll('-', '_')}.py`],
     ] as const)
       it(`${name} in ${language}`, async (t) => {
-        if (whyNot !== undefined) return t.skip(whyNot);
         const expected = await readFile(join(examplesDir, 'expected', `${name}.txt`), 'utf8');
         const { exitCode, stdout, said } = await run(command, [join(examplesDir, path)]);
         assert.equal(stdout, expected, said);

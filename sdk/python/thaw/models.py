@@ -125,14 +125,18 @@ class SnapshotDetails:
     """A snapshot from inside: what it holds and what taking it cost. What is not known is None.
 
     Attributes:
+        sandbox_id: The sandbox it was taken of.
         parent: The snapshot it was taken on top of.
-        size_bytes: Guest memory and disk it stands for.
-        unique_bytes: What is stored for it alone.
-        pause_ms: Milliseconds the sandbox stood still, by stage.
+        size_bytes: Guest memory it stands for.
+        unique_bytes: Room it takes beyond what it shares with others.
+        pause_ms: Milliseconds the sandbox stood still, by stage and in all (`total`).
         compatibility: What a host must have to restore it.
     """
 
     snapshot_id: str
+    names: list[str]
+    created_at: Optional[datetime]
+    sandbox_id: Optional[str]
     parent: Optional[str]
     size_bytes: Optional[int]
     unique_bytes: Optional[int]
@@ -295,6 +299,9 @@ def snapshot_of(wire: Mapping[str, Any]) -> SnapshotInfo:
 def snapshot_details_of(wire: Mapping[str, Any]) -> SnapshotDetails:
     return SnapshotDetails(
         snapshot_id=wire["snapshotId"],
+        names=list(wire.get("names") or []),
+        created_at=time_of(wire["createdAt"]) if wire.get("createdAt") else None,
+        sandbox_id=wire.get("sandboxId"),
         parent=wire.get("parent"),
         size_bytes=wire.get("sizeBytes"),
         unique_bytes=wire.get("uniqueBytes"),
