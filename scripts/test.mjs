@@ -20,7 +20,11 @@ if (named.length > 0) {
   check('style', ['node_modules/@biomejs/biome/bin/biome', 'check', '.']);
   check('host packages', ['services/cli/main.ts', 'setup']);
   const unit = ['shared', 'pool', 'services', 'images', 'sdk', 'loadtest', 'test'];
-  await tests('unit tests', filesOf(unit, '.test.ts', '.vm.test.ts'), availableParallelism());
+  const files = filesOf(unit, '.test.ts').filter((path) => !/\.(vm|alone)\.test\.ts$/.test(path));
+  await tests('unit tests', files, availableParallelism());
+  // Limits of time: measured with the machine to themselves.
+  await tests('tests that run alone', filesOf(unit, '.alone.test.ts'), 1);
+  skipReasons.push('clients of several versions: npm run test:compat, which installs each of them');
   if (isFast) skipReasons.push('real VMs: left out by --fast');
   else {
     check('guest image', ['services/cli/main.ts', 'setup', '--image']);
@@ -29,7 +33,7 @@ if (named.length > 0) {
 }
 close(0);
 
-function filesOf(dirs, ending, without) {
+function filesOf(dirs, ending) {
   const found = dirs.flatMap((dir) =>
     readdirSync(`${projectDir}/${dir}`, { recursive: true }).map((name) => `${dir}/${name}`),
   );
