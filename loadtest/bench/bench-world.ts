@@ -2,6 +2,7 @@
 // Invariant: the world is closed with the run. The trial for KVM is remembered beside the guest image.
 import { join } from 'node:path';
 import { defaultCacheDir } from '../../images/image.ts';
+import { reclaim } from '../../pool/host/reclaim.ts';
 import { chooseHypervisor } from '../../pool/hypervisor/choose.ts';
 import type { Accelerator } from '../../pool/hypervisor/qemu/command-line.ts';
 import { createQemuHypervisor } from '../../pool/hypervisor/qemu/qemu-hypervisor.ts';
@@ -37,7 +38,11 @@ export async function openBenchWorld(bench: Bench): Promise<BenchWorld> {
       return hypervisor;
     },
   });
-  bench.cleanup.defer('VMs and their files', () => world.close());
+  bench.cleanup.defer('VMs and their files', async () => {
+    // A run that a signal cuts short has VMs under way that only their records name.
+    await reclaim({ paths: world.paths, log: silentLog });
+    await world.close();
+  });
   const { hypervisor, hypervisorVersion } = await world.hypervisor.compatibility(world.image);
   return { ...world, accelerator, facts: { hypervisor: `${hypervisor} ${hypervisorVersion}`, accelerator } };
 }

@@ -12,6 +12,7 @@ import { handshake } from '../../pool/guest/handshake.ts';
 import { prime } from '../../pool/guest/runner-client.ts';
 import { type Child, startChild } from '../../pool/host/child.ts';
 import { capturedFilesIn } from '../../pool/host/paths.ts';
+import { recordProcess } from '../../pool/host/process-table.ts';
 import type { MachineShape } from '../../pool/hypervisor/hypervisor.ts';
 import { qemuArgs } from '../../pool/hypervisor/qemu/command-line.ts';
 import { createOverlay } from '../../pool/hypervisor/qemu/overlay.ts';
@@ -94,6 +95,7 @@ export async function restoreEagerly(world: BenchWorld, snapshot: EagerSnapshot)
   const diskPath = join(runDir, 'disk');
   await createOverlay(diskPath, capturedFilesIn(snapshot.record.dir).diskPath, 'qcow2');
   const child = await spawnEager(world, snapshot, diskPath);
+  await recordProcess(runDir, child.pid, 'qemu-system-x86_64');
   const machine = new QemuMachine(vmId, child, {
     diskPath,
     devicesPath: join(runDir, 'devices'),
