@@ -37,12 +37,7 @@ function filesOf(dirs, ending) {
   const found = dirs.flatMap((dir) =>
     readdirSync(`${projectDir}/${dir}`, { recursive: true }).map((name) => `${dir}/${name}`),
   );
-  return found
-    .filter(
-      (path) =>
-        path.endsWith(ending) && !(without && path.endsWith(without)) && !path.includes('node_modules'),
-    )
-    .sort();
+  return found.filter((path) => path.endsWith(ending) && !path.includes('node_modules')).sort();
 }
 
 function check(title, args) {
