@@ -111,8 +111,13 @@ export class Pager {
     if (stale > 0)
       options.log.warn({ stale, mountDir: options.mountDir }, 'removed the mounts of a dead pager');
     const pager = new Pager(options, await mountFuse(options.mountDir));
-    await withDeadline('the kernel’s first request', mountTimeoutMs, pager.#session.ready);
-    return pager;
+    try {
+      await withDeadline('the kernel’s first request', mountTimeoutMs, pager.#session.ready);
+      return pager;
+    } catch (error) {
+      await pager.close();
+      throw error;
+    }
   }
 
   /** Settles when the mount is gone. */
