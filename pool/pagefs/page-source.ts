@@ -125,7 +125,9 @@ export class FramePageSource implements PageSource {
     const arrived = async (frame: number, bytes: Buffer) => {
       const written = this.#keep(frame, bytes);
       if (push)
-        for (const place of this.#places.spread(frame, bytes)) await push(place.offsetBytes, place.bytes);
+        await Promise.all(
+          this.#places.spread(frame, bytes).map((place) => push(place.offsetBytes, place.bytes)),
+        );
       await written;
     };
     await Promise.all(

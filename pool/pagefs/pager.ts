@@ -138,7 +138,6 @@ export class Pager {
     const file = new ServedFile({
       source,
       record,
-      maxGuessBytes: this.#limits.maxReadaheadBytes,
       onGuess: (offsetBytes, sizeBytes) => {
         if (loaded && source instanceof FramePageSource)
           void fetchGuess(source, loaded, offsetBytes, sizeBytes);
