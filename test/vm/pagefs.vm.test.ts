@@ -14,7 +14,8 @@ import { openPagedWorld, type PagedWorld, segmentFiles } from './paged-world.ts'
 
 const ability = await canMountFuse();
 const imagePages = 65_536;
-const farAwayMs = 100;
+/** So far that the trips to the store decide, and not how busy this machine is. */
+const farAwayMs = 400;
 
 describe('clones over pagefs', { skip: ability.ok ? false : ability.reason }, () => {
   let world: PagedWorld;
@@ -68,7 +69,7 @@ describe('clones over pagefs', { skip: ability.ok ? false : ability.reason }, ()
     assert.ok(more < reads / 10, `${more} more reads`);
   });
 
-  it('with its working set a clone answers at least three times sooner from a store 100 ms away', async (t) => {
+  it('with its working set a clone answers at least three times sooner from a store that is far away', async (t) => {
     const blind = await world.startPager({ firstByteMs: farAwayMs });
     await world.page(blind, snapshotId);
     const blindMs = await answer();
