@@ -8,9 +8,13 @@ import { framePages, TestReader, testImage } from './image-for-tests.ts';
 
 const frameBytes = framePages * 4096;
 
-function sourceOf(pages = 64 * framePages, options: { cacheBytes?: number; readTimeoutMs?: number } = {}) {
+function sourceOf(
+  pages = 64 * framePages,
+  options: { cacheBytes?: number; readTimeoutMs?: number; aroundBytes?: number } = {},
+) {
   const reader = new TestReader(testImage(pages));
   const quarantined: number[] = [];
+  const neighbours: number[] = [];
   const holdings = {
     cache: new FrameCache(options.cacheBytes ?? 64 * frameBytes),
     gate: new FetchGate(4),
@@ -23,8 +27,10 @@ function sourceOf(pages = 64 * framePages, options: { cacheBytes?: number; readT
     holdings,
     onQuarantined: (frame) => quarantined.push(frame),
     readTimeoutMs: options.readTimeoutMs ?? 1_000,
+    aroundBytes: options.aroundBytes ?? 0,
+    onNeighbour: (frame) => neighbours.push(frame),
   });
-  return { source, reader, holdings, quarantined };
+  return { source, reader, holdings, quarantined, neighbours };
 }
 
 function collecting() {
@@ -103,6 +109,26 @@ describe('frame source', () => {
     await source.fetchRun(planAhead(reader.image.frames, [2, 3, 4])[0]!, consumer);
     assert.deepEqual(consumer.arrived, [2, 4]);
     assert.deepEqual([consumer.failed, quarantined], [[3], [3]]);
+  });
+
+  it('reads neighbours along with a frame that somebody waits for, those that are not here', async () => {
+    const { source, reader, neighbours } = sourceOf(64 * framePages, { aroundBytes: 4 * frameBytes });
+    await source.fetch(10);
+    assert.deepEqual(reader.reads[0]?.frames, [10, 11, 12, 13]);
+    await source.fetch(9);
+    assert.deepEqual(reader.reads[1]?.frames, [6, 7, 8, 9]);
+    assert.deepEqual(
+      neighbours.sort((a, b) => a - b),
+      [6, 7, 8, 11, 12, 13],
+    );
+    await source.fetch(12);
+    assert.equal(reader.reads.length, 2);
+  });
+
+  it('serves the frame that was asked for though a neighbour is damaged', async () => {
+    const { source, reader } = sourceOf(64 * framePages, { aroundBytes: 4 * frameBytes });
+    reader.failing.set(11, 'snapshot-damaged');
+    assert.ok((await source.fetch(10)).bytes.equals(reader.image.frameBytes(10)));
   });
 
   it('lets faults overtake what is fetched ahead', async () => {

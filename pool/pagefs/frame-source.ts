@@ -45,8 +45,12 @@ export interface FrameSourceOptions {
   reader: FrameReading;
   holdings: FrameHoldings;
   onQuarantined: (frame: number, detail: string) => void;
+  /** Gets each frame that came along with one that was asked for. */
+  onNeighbour?: (frame: number, bytes: Buffer) => void;
   /** For one read with all its retries and tiers. */
   readTimeoutMs: number;
+  /** Stored bytes that one fault fetches along with its own frame. */
+  aroundBytes: number;
 }
 
 export class FrameSource {
@@ -73,10 +77,8 @@ export class FrameSource {
     if (bytes) return { bytes, origin: 'memory' };
     const underWay = inFlight.get(key);
     if (underWay) return underWay;
-    return this.#track(
-      key,
-      gate.run('fault', () => this.#readAlone(frame)),
-    );
+    const fetched = gate.run('fault', () => this.#readAround(frame));
+    return this.#track(key, fetched);
   }
 
   /** Ahead of need. What is here or on its way is not read again; a fault that meets a frame of the run joins the run. */
@@ -104,16 +106,39 @@ export class FrameSource {
     if (missing.length === 0) return arriving;
     const read = this.#read(narrowed(run, missing, this.#options.frames));
     for (const frame of missing) {
-      const key = this.#keyOf(frame);
-      // Of a run that failed each frame is read by itself: one damaged frame must not take its neighbours along.
-      const fetched = read.then(
-        (arrived) => arrived.get(frame) ?? this.#readAlone(frame),
-        () => this.#readAlone(frame),
-      );
-      this.#track(key, fetched).catch(() => {});
+      const fetched = this.#track(this.#keyOf(frame), this.#outOf(read, frame));
+      fetched.catch(() => {});
       arriving.set(frame, fetched);
     }
     return arriving;
+  }
+
+  /** One damaged frame must not take its neighbours along: each is then read by itself. A store that is down is down. */
+  async #outOf(read: Promise<Map<number, FetchedFrame>>, frame: number): Promise<FetchedFrame> {
+    try {
+      const fetched = (await read).get(frame);
+      if (fetched) return fetched;
+    } catch (error) {
+      if (!isDamage(error)) throw error;
+    }
+    return this.#readAlone(frame);
+  }
+
+  /** A frame that a reader waits for, and what lies around it: the first byte costs more than the rest together. */
+  async #readAround(frame: number): Promise<FetchedFrame> {
+    const { holdings, frames, onNeighbour, aroundBytes } = this.#options;
+    const run = around(frames, frame, aroundBytes, (other) => {
+      const key = this.#keyOf(other);
+      return !holdings.cache.has(key) && !holdings.inFlight.has(key) && !holdings.quarantined.has(key);
+    });
+    if (run.frames.length === 1) return this.#readAlone(frame);
+    const read = this.#read(run);
+    for (const neighbour of run.frames) {
+      if (neighbour === frame) continue;
+      const fetched = this.#track(this.#keyOf(neighbour), this.#outOf(read, neighbour));
+      fetched.then(({ bytes }) => onNeighbour?.(neighbour, bytes)).catch(() => {});
+    }
+    return this.#outOf(read, frame);
   }
 
   async #readAlone(frame: number): Promise<FetchedFrame> {
@@ -126,7 +151,7 @@ export class FrameSource {
       if (!fetched) throw new ThawError('internal', `the frame reader left out frame ${frame}`);
       return fetched;
     } catch (error) {
-      if (error instanceof ThawError && error.code === 'snapshot-damaged') {
+      if (isDamage(error)) {
         quarantined.set(key, `frame ${frame} is quarantined: ${error.message}`);
         this.#options.onQuarantined(frame, error.message);
       }
@@ -160,6 +185,9 @@ export class FrameSource {
   }
 }
 
+const isDamage = (error: unknown): error is ThawError =>
+  error instanceof ThawError && error.code === 'snapshot-damaged';
+
 /** The read that brings one frame alone. */
 export const soleRead = (frames: FrameTable, frame: number): FrameRead => ({
   segment: frames.segment[frame]!,
@@ -175,4 +203,30 @@ function narrowed(run: FrameRead, wanted: number[], frames: FrameTable): FrameRe
   const last = wanted.at(-1)!;
   const sizeBytes = frames.offsetBytes[last]! + frames.storedBytes[last]! - offsetBytes;
   return { segment: run.segment, offsetBytes, sizeBytes, frames: wanted };
+}
+
+/** A read of the frame with its neighbours in the segment, as far as they touch each other and are wanted. */
+function around(
+  frames: FrameTable,
+  frame: number,
+  maxBytes: number,
+  wanted: (frame: number) => boolean,
+): FrameRead {
+  const run = soleRead(frames, frame);
+  const endOf = (index: number) => frames.offsetBytes[index]! + frames.storedBytes[index]!;
+  const takes = (index: number) =>
+    frames.segment[index] === run.segment &&
+    run.sizeBytes + frames.storedBytes[index]! <= maxBytes &&
+    wanted(index);
+  // What follows is likelier needed than what stands before.
+  for (let next = frame + 1; takes(next) && frames.offsetBytes[next] === endOf(next - 1); next++) {
+    run.frames.push(next);
+    run.sizeBytes += frames.storedBytes[next]!;
+  }
+  for (let before = frame - 1; takes(before) && endOf(before) === run.offsetBytes; before--) {
+    run.frames.unshift(before);
+    run.sizeBytes += frames.storedBytes[before]!;
+    run.offsetBytes = frames.offsetBytes[before]!;
+  }
+  return run;
 }

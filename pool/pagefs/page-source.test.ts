@@ -30,7 +30,16 @@ async function opened(keepName?: string, cacheBytes = 1 << 20) {
   const { frames, image } = reader.image;
   const source = await FramePageSource.open({
     image,
-    frames: new FrameSource({ frames, reader, holdings, onQuarantined: () => {}, readTimeoutMs: 1_000 }),
+    openFrames: (onNeighbour) =>
+      new FrameSource({
+        frames,
+        reader,
+        holdings,
+        onQuarantined: () => {},
+        readTimeoutMs: 1_000,
+        aroundBytes: 0,
+        onNeighbour,
+      }),
     ...(keepName === undefined ? {} : { keepPath: join(dir, keepName) }),
     onKept: kept.resolve,
   });

@@ -51,7 +51,8 @@ export class PlainPageSource implements PageSource {
 
 export interface FramePageSourceOptions {
   image: Image;
-  frames: FrameSource;
+  /** What it reads besides what it was asked for it hands to `onNeighbour`. */
+  openFrames: (onNeighbour: (frame: number, bytes: Buffer) => void) => FrameSource;
   /** Where the plain file comes to lie when all of it is here; nowhere when absent. */
   keepPath?: string;
   /** Keeping has ended: the file is whole, or an error (a full disk) after which pages are only kept in memory. */
@@ -72,6 +73,7 @@ const zeros = Buffer.alloc(1024 * 1024);
 export class FramePageSource implements PageSource {
   readonly sizeBytes: number;
   readonly #options: FramePageSourceOptions;
+  readonly #frames: FrameSource;
   readonly #places: ImagePlaces;
   #kept: GrowingFile | undefined;
   readonly #writing = new Map<number, Promise<void>>();
@@ -81,6 +83,7 @@ export class FramePageSource implements PageSource {
 
   private constructor(options: FramePageSourceOptions, places: ImagePlaces, kept: GrowingFile | undefined) {
     this.#options = options;
+    this.#frames = options.openFrames((frame, bytes) => this.#arrived(frame, bytes));
     this.sizeBytes = options.image.sizeBytes;
     this.#places = places;
     this.#kept = kept;
@@ -112,7 +115,7 @@ export class FramePageSource implements PageSource {
 
   isAtHand(offsetBytes: number, sizeBytes: number): boolean {
     return this.#partsOf(offsetBytes, sizeBytes).every(
-      ({ frame }) => frame < 0 || this.#options.frames.holds(frame) || this.#kept?.has(frame),
+      ({ frame }) => frame < 0 || this.#frames.holds(frame) || this.#kept?.has(frame),
     );
   }
 
@@ -122,13 +125,14 @@ export class FramePageSource implements PageSource {
     const arrived = async (frame: number, bytes: Buffer) => {
       const written = this.#keep(frame, bytes);
       if (push)
-        for (const place of this.#places.spread(frame, bytes)) await push(place.offsetBytes, place.bytes);
+        await Promise.all(
+          this.#places.spread(frame, bytes).map((place) => push(place.offsetBytes, place.bytes)),
+        );
       await written;
     };
-    const { frames } = this.#options;
     await Promise.all(
       runs.map((run) =>
-        frames.fetchRun(run, {
+        this.#frames.fetchRun(run, {
           wanted: () => !this.#closed,
           onFrame: (frame, { bytes }) => arrived(frame, bytes),
           onFailure: (_, error) => {
@@ -166,17 +170,22 @@ export class FramePageSource implements PageSource {
 
   #atHand(part: Part): RangeRead | undefined {
     if (part.frame < 0) return { pieces: zerosOf(part.sizeBytes), origin: 'zero' };
-    const bytes = this.#options.frames.cached(part.frame);
+    const bytes = this.#frames.cached(part.frame);
     return bytes && { pieces: [cut(bytes, part)], origin: 'memory' };
   }
 
   async #obtain(part: Part): Promise<RangeRead> {
     if (this.#kept?.has(part.frame))
       return { pieces: [await this.#kept.readRange(part.offsetBytes, part.sizeBytes)], origin: 'file' };
-    const { bytes, origin } = await this.#options.frames.fetch(part.frame);
-    if (this.#unwrittenBytes < maxUnwrittenBytes) void this.#keep(part.frame, bytes);
-    this.#announce(part.frame, bytes);
+    const { bytes, origin } = await this.#frames.fetch(part.frame);
+    this.#arrived(part.frame, bytes);
     return { pieces: [cut(bytes, part)], origin };
+  }
+
+  /** A verified frame that nobody may have asked for. */
+  #arrived(frame: number, bytes: Buffer): void {
+    if (this.#unwrittenBytes < maxUnwrittenBytes) void this.#keep(frame, bytes);
+    this.#announce(frame, bytes);
   }
 
   /** Once: who asks for it again has the rest already, or the kernel dropped it. */

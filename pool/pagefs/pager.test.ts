@@ -68,8 +68,8 @@ describe('pager', { skip }, () => {
   it('serves the image byte for byte to several readers at once, reading each frame once', async () => {
     const { path } = await pager.add(ref, from);
     await Promise.all(Array.from({ length: 6 }, () => run('cmp', [path, expectedPath()])));
-    assert.equal(reader.reads.length, made.frames.segment.length);
-    assert.equal(new Set(reader.reads.map(({ frames }) => frames[0])).size, reader.reads.length);
+    const read = reader.reads.flatMap(({ frames }) => frames).sort((a, b) => a - b);
+    assert.deepEqual(read, [...made.frames.segment.keys()]);
   });
 
   it('lists what it serves, in a directory for its owner only', async () => {

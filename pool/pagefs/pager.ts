@@ -49,6 +49,8 @@ export interface PagerLimits {
   maxConcurrentReads: number;
   readTimeoutMs: number;
   maxReadaheadBytes: number;
+  /** What a fault fetches of the store: about what comes while the first byte of another read would be waited for. */
+  aroundBytes: number;
   /** Frames that are fetched ahead go into the kernel's page cache, not only into ours. */
   push: boolean;
 }
@@ -58,6 +60,7 @@ export const defaultLimits: PagerLimits = {
   maxConcurrentReads: 16,
   readTimeoutMs: 10_000,
   maxReadaheadBytes: 128 * 1024,
+  aroundBytes: 256 * 1024,
   push: true,
 };
 
@@ -108,8 +111,13 @@ export class Pager {
     if (stale > 0)
       options.log.warn({ stale, mountDir: options.mountDir }, 'removed the mounts of a dead pager');
     const pager = new Pager(options, await mountFuse(options.mountDir));
-    await withDeadline('the kernel’s first request', mountTimeoutMs, pager.#session.ready);
-    return pager;
+    try {
+      await withDeadline('the kernel’s first request', mountTimeoutMs, pager.#session.ready);
+      return pager;
+    } catch (error) {
+      await pager.close();
+      throw error;
+    }
   }
 
   /** Settles when the mount is gone. */
@@ -130,7 +138,6 @@ export class Pager {
     const file = new ServedFile({
       source,
       record,
-      maxGuessBytes: this.#limits.maxReadaheadBytes,
       onGuess: (offsetBytes, sizeBytes) => {
         if (loaded && source instanceof FramePageSource)
           void fetchGuess(source, loaded, offsetBytes, sizeBytes);
@@ -233,13 +240,16 @@ export class Pager {
     const { keepPath } = from;
     const source = await FramePageSource.open({
       image: loaded.image,
-      frames: new FrameSource({
-        frames: loaded.frames,
-        reader: loaded.reader,
-        holdings: this.#holdings,
-        readTimeoutMs: this.#limits.readTimeoutMs,
-        onQuarantined: (frame, detail) => onEvent({ ...ref, event: 'frame-quarantined', frame, detail }),
-      }),
+      openFrames: (onNeighbour) =>
+        new FrameSource({
+          frames: loaded.frames,
+          reader: loaded.reader,
+          holdings: this.#holdings,
+          readTimeoutMs: this.#limits.readTimeoutMs,
+          aroundBytes: this.#limits.aroundBytes,
+          onQuarantined: (frame, detail) => onEvent({ ...ref, event: 'frame-quarantined', frame, detail }),
+          onNeighbour,
+        }),
       ...(keepPath === undefined ? {} : { keepPath }),
       onKept: (error) =>
         error

@@ -14,8 +14,6 @@ export interface ServedFileOptions {
   source: PageSource;
   /** First touches are recorded, page by page. */
   record: boolean;
-  /** Reads up to this size are served whatever they cost, unless touches are recorded. */
-  maxGuessBytes: number;
   /** A read that is refused for the sake of a recording: what it asks for is probably needed soon all the same. */
   onGuess: (offsetBytes: number, sizeBytes: number) => void;
   onReadFailed: (error: ThawError) => void;
@@ -81,11 +79,10 @@ export class ServedFile implements PageFile {
    * fetch a hundred times what else it needs. Without a working set the guess is the best there is.
    */
   #isUnwelcome(offsetBytes: number, sizeBytes: number): boolean {
-    const { record, maxGuessBytes } = this.#options;
-    const guessed = record
-      ? sizeBytes > pageBytes
-      : this.#workingSetKnown && sizeBytes > maxGuessBytes && !this.source.isAtHand(offsetBytes, sizeBytes);
-    if (!guessed || !this.#speculation.refuses(offsetBytes, sizeBytes)) return false;
+    const { record } = this.#options;
+    if (sizeBytes <= pageBytes || !(record || this.#workingSetKnown)) return false;
+    if (!record && this.source.isAtHand(offsetBytes, sizeBytes)) return false;
+    if (!this.#speculation.refuses(offsetBytes, sizeBytes)) return false;
     if (record) this.#options.onGuess(offsetBytes, sizeBytes);
     return true;
   }

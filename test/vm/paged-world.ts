@@ -28,8 +28,8 @@ export interface PagedWorld extends VmWorld {
   pagesPathOf(snapshotId: string): string;
   /** Puts the snapshot's memory into the store, these pages together. @returns stored bytes of its frames. */
   publish(snapshotId: string, first?: readonly TouchedRun[]): Promise<number>;
-  /** The pages that a clone of the local snapshot touches before its first answer, in order. */
-  recordLocally(snapshotId: string): Promise<Recording>;
+  /** The pages that a clone of the local snapshot touches until `use` has used it, in order. */
+  recordLocally(snapshotId: string, use: (vm: Vm) => Promise<void>): Promise<Recording>;
   /** A new pager, before which an older one ends. Whatever the kernel held of its pages is gone. */
   startPager(settings?: { firstByteMs?: number; limits?: object }): Promise<PagerClient>;
   /** From now on clones of the snapshot map the pager's file. */
@@ -70,7 +70,7 @@ export async function openPagedWorld(): Promise<PagedWorld> {
       return vm;
     },
     publish: (snapshotId, first = []) => publish(world, store, snapshotId, manifestPathOf(snapshotId), first),
-    async recordLocally(snapshotId) {
+    async recordLocally(snapshotId, use) {
       const pager = await paged.startPager();
       const ref: ImageRef = { snapshotId, image: 'memory' };
       const { pagesPath } = capturedFilesIn(world.paths.snapshotDir(snapshotId));
@@ -79,7 +79,9 @@ export async function openPagedWorld(): Promise<PagedWorld> {
         await pager.add(ref, { plainPath: pagesPathOf(snapshotId) }, { record: true }),
         pagesPath,
       );
-      await (await paged.restore(snapshotId)).destroy();
+      const vm = await paged.restore(snapshotId);
+      await use(vm);
+      await vm.destroy();
       await rename(pagesPathOf(snapshotId), pagesPath);
       return pager.recording(ref);
     },
