@@ -52,15 +52,24 @@ export const kernelModules: readonly string[] = [
   'net/vmw_vsock/vmw_vsock_virtio_transport',
 ];
 
-/** Host programs that build the image, with the Debian package that carries each. */
-export const buildPrograms: Readonly<Record<string, string>> = {
-  mmdebstrap: 'mmdebstrap',
-  'mkfs.erofs': 'erofs-utils',
-  mke2fs: 'e2fsprogs',
-  cpio: 'cpio',
-  zstd: 'zstd',
-  lz4: 'lz4',
-  'dpkg-deb': 'dpkg',
-  tar: 'tar',
-  strip: 'binutils',
-};
+export interface HostProgram {
+  program: string;
+  debianPackage: string;
+  why: string;
+}
+
+/** Host programs that build the image. */
+export const buildPrograms: readonly HostProgram[] = [
+  { program: 'mmdebstrap', debianPackage: 'mmdebstrap', why: 'makes the root file system of the guest' },
+  { program: 'mkfs.erofs', debianPackage: 'erofs-utils', why: 'packs it read-only' },
+  { program: 'mke2fs', debianPackage: 'e2fsprogs', why: 'formats the writable disk of the guest' },
+  { program: 'cpio', debianPackage: 'cpio', why: 'packs the initramfs' },
+  { program: 'strip', debianPackage: 'binutils', why: 'makes kernel modules small' },
+  { program: 'dpkg-deb', debianPackage: 'dpkg', why: 'unpacks the kernel' },
+  { program: 'tar', debianPackage: 'tar', why: 'unpacks the root file system' },
+  {
+    program: 'lz4',
+    debianPackage: 'lz4',
+    why: 'unpacks the kernel image for hypervisors that enter it by PVH',
+  },
+];

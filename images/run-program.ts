@@ -46,5 +46,5 @@ export async function runProgram(program: string, args: string[], options: RunOp
 const missing = (program: string) =>
   new ThawError(
     'missing-package',
-    `${program} is not installed: apt-get install ${buildPrograms[program] ?? program}`,
+    `${program} is not installed: apt-get install ${buildPrograms.find((needed) => needed.program === program)?.debianPackage ?? program}`,
   );

@@ -3,24 +3,14 @@
 // Invariant: nothing is installed that is there already, and nothing without its reason having been said.
 import { spawn } from 'node:child_process';
 import { access, constants } from 'node:fs/promises';
+import { buildPrograms, type HostProgram } from '../../images/packages.ts';
 import { ThawError } from '../../shared/errors.ts';
-
-export interface HostProgram {
-  program: string;
-  debianPackage: string;
-  why: string;
-}
 
 export const hostPrograms: readonly HostProgram[] = [
   { program: 'qemu-system-x86_64', debianPackage: 'qemu-system-x86', why: 'runs the microVMs' },
   { program: 'qemu-img', debianPackage: 'qemu-utils', why: 'formats their disks' },
   { program: 'redis-server', debianPackage: 'redis-server', why: 'keeps what is deployed' },
-  { program: 'mmdebstrap', debianPackage: 'mmdebstrap', why: 'makes the root file system of the guest' },
-  { program: 'mkfs.erofs', debianPackage: 'erofs-utils', why: 'packs it read-only' },
-  { program: 'mke2fs', debianPackage: 'e2fsprogs', why: 'formats the writable disk of the guest' },
-  { program: 'cpio', debianPackage: 'cpio', why: 'packs the initramfs' },
-  { program: 'strip', debianPackage: 'binutils', why: 'makes kernel modules small' },
-  { program: 'dpkg-deb', debianPackage: 'dpkg', why: 'unpacks the kernel' },
+  ...buildPrograms,
 ];
 
 /** Programs may be where only root looks for them. */
