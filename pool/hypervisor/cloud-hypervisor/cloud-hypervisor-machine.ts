@@ -17,13 +17,12 @@ import type {
   MachineExit,
   PageDelta,
 } from '../hypervisor.ts';
+import { type OnStage, stopwatch, type Timed } from '../stopwatch.ts';
 import { type DeviceState, readSnapshotDir, writeDevices } from './device-state.ts';
 import { isStateOnlySnapshot, typedFailure } from './failures.ts';
 import { GuestChannel } from './guest-channel.ts';
 import { names } from './vm-config.ts';
 import type { Vmm } from './vmm.ts';
-
-type OnStage = (stage: string, elapsedMs: number) => void;
 
 export interface MachineFacts {
   vmId: string;
@@ -73,7 +72,7 @@ export class CloudHypervisorMachine implements Machine {
     return this.#vmm.slot.setEgress(open);
   }
 
-  async captureInPlace(target: Omit<CapturedFiles, 'pagesPath'>, onStage: OnStage = () => {}): Promise<void> {
+  async captureInPlace(target: Omit<CapturedFiles, 'pagesPath'>, onStage?: OnStage): Promise<void> {
     const timed = stopwatch(onStage);
     try {
       await timed('pause', () => this.#vmm.api.pause());
@@ -115,7 +114,7 @@ export class CloudHypervisorMachine implements Machine {
   async #capture(target: CloneCaptureTarget, options: CloneCaptureOptions): Promise<PageDelta> {
     await using pages = await PageCapture.prepare(this.pid, this.#vmm.path(names.pages));
     await using delta = await open(target.deltaPath, 'wx', 0o600);
-    const timed = stopwatch(options.onStage ?? (() => {}));
+    const timed = stopwatch(options.onStage);
     await options.beforePause?.();
     const devices = await this.#paused(options.resume, timed, async () => {
       const saved = await timed('state', () => this.#stateOnly());
@@ -140,11 +139,7 @@ export class CloudHypervisorMachine implements Machine {
     await this.#vmm.end();
   }
 
-  async #paused<T>(
-    resumeAfter: boolean,
-    timed: <R>(stage: string, work: () => Promise<R>) => Promise<R>,
-    work: () => Promise<T>,
-  ): Promise<T> {
+  async #paused<T>(resumeAfter: boolean, timed: Timed, work: () => Promise<T>): Promise<T> {
     await timed('pause', () => this.#vmm.api.pause());
     try {
       const result = await work();
@@ -193,13 +188,4 @@ export class CloudHypervisorMachine implements Machine {
     await disk.sync();
     await rename(ours, diskPath);
   }
-}
-
-function stopwatch(onStage: OnStage) {
-  return async <R>(stage: string, work: () => Promise<R>): Promise<R> => {
-    const startMs = performance.now();
-    const result = await work();
-    onStage(stage, performance.now() - startMs);
-    return result;
-  };
 }

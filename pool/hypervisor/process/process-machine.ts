@@ -7,6 +7,7 @@ import { withDeadline } from '../../../shared/deadline.ts';
 import { ThawError } from '../../../shared/errors.ts';
 import type { Child } from '../../host/child.ts';
 import type { Address, CapturedFiles, Machine, MachineExit, PageDelta } from '../hypervisor.ts';
+import { type OnStage, stopwatch } from '../stopwatch.ts';
 import { type RunningState, rootFilesOf } from './root-files.ts';
 
 /** The agent kills its programs and exits in the same turn; longer means that it hangs. */
@@ -44,15 +45,8 @@ export class ProcessMachine implements Machine {
     return { host: '127.0.0.1', port: guestPort };
   }
 
-  async captureInPlace(
-    target: Omit<CapturedFiles, 'pagesPath'>,
-    onStage: (stage: string, elapsedMs: number) => void = () => {},
-  ): Promise<void> {
-    const timed = async (stage: string, work: () => Promise<unknown>) => {
-      const startMs = performance.now();
-      await work();
-      onStage(stage, performance.now() - startMs);
-    };
+  async captureInPlace(target: Omit<CapturedFiles, 'pagesPath'>, onStage?: OnStage): Promise<void> {
+    const timed = stopwatch(onStage);
     await timed('pause', () => this.#end());
     await timed('state', async () =>
       writeFile(target.devicesPath, JSON.stringify(await this.#takeRunningState()), {

@@ -8,6 +8,7 @@ import { withDeadline } from '../../../shared/deadline.ts';
 import { ThawError } from '../../../shared/errors.ts';
 import { PageCapture } from '../guest-memory/page-capture.ts';
 import type { CapturedFiles, CloneCaptureOptions, CloneCaptureTarget, PageDelta } from '../hypervisor.ts';
+import { stopwatch, type Timed } from '../stopwatch.ts';
 import { devicesOutput } from './command-line.ts';
 import type { Qmp } from './qmp.ts';
 
@@ -26,8 +27,6 @@ export interface CapturedClone {
 
 const step = <R>(what: string, work: Promise<R>) => withDeadline(what, stepTimeoutMs, work);
 
-type Timed = <R>(stage: string, work: () => Promise<R>) => Promise<R>;
-
 export async function captureClone(
   clone: CapturedClone,
   target: CloneCaptureTarget,
@@ -42,7 +41,7 @@ export async function captureClone(
     await using outputs = await openOutputs(target, files);
     const { size: diskBytes } = await stat(files.diskPath);
     await using pages = await PageCapture.prepare(clone.pid, files.pagesPath, reflink ? 0 : diskBytes);
-    const timed = stopwatch(options.onStage ?? (() => {}));
+    const timed = stopwatch(options.onStage);
     await options.beforePause?.();
     const devices = await paused(clone.qmp, options.resume, timed, async () => {
       const saved = await timed('state', () => saveDevices(clone));
@@ -135,13 +134,4 @@ async function sharesBlocks(fromPath: string, toPath: string): Promise<boolean> 
   await rm(toPath, { force: true });
   reflinking.set(dev, works);
   return works;
-}
-
-function stopwatch(onStage: (stage: string, elapsedMs: number) => void): Timed {
-  return async (stage, work) => {
-    const startMs = performance.now();
-    const result = await work();
-    onStage(stage, performance.now() - startMs);
-    return result;
-  };
 }

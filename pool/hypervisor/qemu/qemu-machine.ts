@@ -14,6 +14,7 @@ import type {
   MachineExit,
   PageDelta,
 } from '../hypervisor.ts';
+import { type OnStage, stopwatch } from '../stopwatch.ts';
 import { captureClone } from './clone-capture.ts';
 import { devicesOutput, guestAddress, inherited } from './command-line.ts';
 import { Qmp } from './qmp.ts';
@@ -74,15 +75,8 @@ export class QemuMachine implements Machine {
     return String(await this.qmp.execute('human-monitor-command', { 'command-line': line }));
   }
 
-  async captureInPlace(
-    target: Omit<CapturedFiles, 'pagesPath'>,
-    onStage: (stage: string, elapsedMs: number) => void = () => {},
-  ): Promise<void> {
-    const timed = async (stage: string, work: () => Promise<unknown>) => {
-      const startMs = performance.now();
-      await work();
-      onStage(stage, performance.now() - startMs);
-    };
+  async captureInPlace(target: Omit<CapturedFiles, 'pagesPath'>, onStage?: OnStage): Promise<void> {
+    const timed = stopwatch(onStage);
     await timed('pause', () => this.qmp.execute('stop'));
     await timed('state', () =>
       this.qmp.execute('xen-save-devices-state', { filename: devicesOutput, live: false }),
