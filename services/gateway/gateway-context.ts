@@ -1,7 +1,9 @@
-// Owns what every route of one gateway shares, and the one check that all data paths make before they begin.
+// Owns what every route of one gateway shares, and the checks that all paths of a kind make before they begin.
 // Made once by app.ts; routes take it and construct nothing.
+import type { IncomingHttpHeaders } from 'node:http';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
+import { requireApiKey } from './authenticate.ts';
 import type { Deployments } from './deployments.ts';
 import type { GatewayConfig } from './gateway-config.ts';
 import type { NodeClient } from './node-client.ts';
@@ -32,7 +34,17 @@ export interface Traffic {
 
 /** @throws ThawError `shutting-down` | `overloaded`. */
 export function requireRoom({ traffic, config }: GatewayContext): void {
-  if (traffic.draining) throw new ThawError('shutting-down', 'this gateway is draining');
+  requireOpen(traffic);
   if (traffic.inFlight > config.maxInFlight)
     throw new ThawError('overloaded', `${config.maxInFlight} requests are in work; the limit is reached`);
+}
+
+/** What every management route asks before anything else. @throws ThawError `unauthenticated` | `shutting-down`. */
+export function requireCaller({ state, traffic }: GatewayContext, headers: IncomingHttpHeaders): void {
+  requireApiKey(headers, state.keys);
+  requireOpen(traffic);
+}
+
+function requireOpen({ draining }: Traffic): void {
+  if (draining) throw new ThawError('shutting-down', 'this gateway is draining');
 }

@@ -133,8 +133,8 @@ export interface NodeClient {
   listSnapshots(): Promise<SnapshotFacts[]>;
   /** By id or name. @throws ThawError `template-not-found`. */
   inspectSnapshot(idOrName: string): Promise<SnapshotFacts>;
-  /** Clones and children keep what they need. @throws ThawError `template-not-found` | `conflict` for what a function or template needs. */
-  removeSnapshot(snapshotId: string): Promise<void>;
+  /** By id or name. Clones and children keep what they need. @throws ThawError `template-not-found` | `conflict` for what a function or template needs. */
+  removeSnapshot(idOrName: string): Promise<void>;
   /** Streams a request to a port of the sandbox. @throws ThawError `sandbox-not-found` | `guest-unreachable`. */
   sandboxRequest(sandboxId: string, guestPort: number, request: GuestRequest): Promise<GuestResponse>;
   sandboxUpgrade(

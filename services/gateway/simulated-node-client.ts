@@ -221,8 +221,8 @@ export class SimulatedNodeClient implements NodeClient {
     return found;
   }
 
-  async removeSnapshot(snapshotId: string): Promise<void> {
-    this.snapshots.splice(this.snapshots.indexOf(await this.inspectSnapshot(snapshotId)), 1);
+  async removeSnapshot(idOrName: string): Promise<void> {
+    this.snapshots.splice(this.snapshots.indexOf(await this.inspectSnapshot(idOrName)), 1);
   }
 
   async sandboxRequest(sandboxId: string, port: number, request: GuestRequest): Promise<GuestResponse> {

@@ -188,8 +188,8 @@ export class LocalNode implements NodeClient {
     return this.#snapshots.inspect(idOrName);
   }
 
-  removeSnapshot(snapshotId: string): Promise<void> {
-    return this.#snapshots.remove(snapshotId);
+  removeSnapshot(idOrName: string): Promise<void> {
+    return this.#snapshots.remove(idOrName);
   }
 
   sandboxRequest(sandboxId: string, guestPort: number, request: GuestRequest): Promise<GuestResponse> {

@@ -43,10 +43,6 @@ export class NodeSandboxes {
     this.#log = log;
   }
 
-  get size(): number {
-    return this.#running.size;
-  }
-
   onEnded(listener: (sandboxId: string, reason: string) => void): void {
     this.#listeners.push(listener);
   }

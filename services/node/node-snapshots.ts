@@ -72,9 +72,9 @@ export class NodeSnapshots {
     this.#served.add(snapshotId);
   }
 
-  async remove(snapshotId: string): Promise<void> {
+  async remove(idOrName: string): Promise<void> {
     const { library, pool } = this.#options;
-    const { kind } = await library.record(snapshotId);
+    const { snapshotId, kind } = await this.find(idOrName);
     if (kind !== 'sandbox')
       throw new ThawError('conflict', `${snapshotId} belongs to a ${kind}; remove that instead`);
     await library.remove(snapshotId);

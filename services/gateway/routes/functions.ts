@@ -8,12 +8,11 @@ import { type ErrorCode, ThawError } from '../../../shared/errors.ts';
 import { functionManifestSchema } from '../../../shared/function-manifest.ts';
 import { functionNamePattern, versionPattern } from '../../../shared/ids.ts';
 import { problemHeadersOf, problemOf } from '../../../shared/problem.ts';
-import { requireApiKey } from '../authenticate.ts';
 import { receiveBundle } from '../bundle.ts';
 import type { Deployment } from '../deployments.ts';
 import { sendEvents } from '../event-stream.ts';
 import { fromFramework } from '../framework-errors.ts';
-import type { GatewayContext } from '../gateway-context.ts';
+import { type GatewayContext, requireCaller } from '../gateway-context.ts';
 import { discardBody } from '../raw-problem.ts';
 import type { FunctionView, VersionRecord } from '../state/state-store.ts';
 
@@ -31,10 +30,7 @@ type WithVersion = { Params: { name: string; version: string } };
 export function functionRoutes(context: GatewayContext) {
   return async (app: FastifyInstance): Promise<void> => {
     app.setErrorHandler((error, request, reply) => sendProblem(error, request, reply, context));
-    app.addHook('onRequest', async (request) => {
-      requireApiKey(request.headers, context.state.keys);
-      if (context.traffic.draining) throw new ThawError('shutting-down', 'this gateway is draining');
-    });
+    app.addHook('onRequest', async ({ headers }) => requireCaller(context, headers));
     app.addHook('onRequest', async ({ params }) => {
       const { name } = params as { name?: string };
       if (name !== undefined && !functionNamePattern.test(name))

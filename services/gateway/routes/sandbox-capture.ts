@@ -95,8 +95,7 @@ function listingRoutes(app: FastifyInstance, context: GatewayContext): void {
     return page.map(snapshotInfo);
   });
   app.delete<WithId>('/templates/:id', async ({ params }, reply) => {
-    const { snapshotId } = await context.node.inspectSnapshot(params.id);
-    await context.node.removeSnapshot(snapshotId);
+    await context.node.removeSnapshot(params.id);
     return reply.code(204).send();
   });
 }

@@ -4,10 +4,9 @@
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { ThawError } from '../../../shared/errors.ts';
 import { sandboxIdPattern } from '../../../shared/ids.ts';
-import { requireApiKey } from '../authenticate.ts';
 import { e2bFailureOf } from '../e2b-errors.ts';
 import { fromFramework } from '../framework-errors.ts';
-import type { GatewayContext } from '../gateway-context.ts';
+import { type GatewayContext, requireCaller } from '../gateway-context.ts';
 import type { Sandboxes } from '../sandboxes.ts';
 import type { SandboxRecord } from '../state/state-store.ts';
 import { captureRoutes } from './sandbox-capture.ts';
@@ -57,10 +56,7 @@ export function sandboxRoutes(context: GatewayContext) {
   const { sandboxes } = context;
   return async (app: FastifyInstance): Promise<void> => {
     app.setErrorHandler((error, request, reply) => sendFailure(error, request, reply, context));
-    app.addHook('onRequest', async (request) => {
-      requireApiKey(request.headers, context.state.keys);
-      if (context.traffic.draining) throw new ThawError('shutting-down', 'this gateway is draining');
-    });
+    app.addHook('onRequest', async ({ headers }) => requireCaller(context, headers));
     acceptEmptyJson(app);
     createRoutes(app, context, sandboxes);
     lifeRoutes(app, context, sandboxes);

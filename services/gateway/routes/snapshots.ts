@@ -1,26 +1,20 @@
 // Owns Thaw's own snapshot routes: list, inspect, remove. Refuses to own taking them (sandbox-capture.ts).
 // Invariant: a snapshot is shown with what it costs: its unique bytes, its pause by stage, what it fits to.
 import type { FastifyInstance } from 'fastify';
-import { ThawError } from '../../../shared/errors.ts';
-import { requireApiKey } from '../authenticate.ts';
-import type { GatewayContext } from '../gateway-context.ts';
+import { type GatewayContext, requireCaller } from '../gateway-context.ts';
 import { sendProblem } from './functions.ts';
 
 export function snapshotRoutes(context: GatewayContext) {
   const { node } = context;
   return async (app: FastifyInstance): Promise<void> => {
     app.setErrorHandler((error, request, reply) => sendProblem(error, request, reply, context));
-    app.addHook('onRequest', async (request) => {
-      requireApiKey(request.headers, context.state.keys);
-      if (context.traffic.draining) throw new ThawError('shutting-down', 'this gateway is draining');
-    });
+    app.addHook('onRequest', async ({ headers }) => requireCaller(context, headers));
     app.get('/v1/snapshots', async () => ({ snapshots: await node.listSnapshots() }));
     app.get<{ Params: { id: string } }>('/v1/snapshots/:id', async ({ params }) =>
       node.inspectSnapshot(params.id),
     );
     app.delete<{ Params: { id: string } }>('/v1/snapshots/:id', async ({ params }, reply) => {
-      const { snapshotId } = await node.inspectSnapshot(params.id);
-      await node.removeSnapshot(snapshotId);
+      await node.removeSnapshot(params.id);
       return reply.code(204).send();
     });
   };
