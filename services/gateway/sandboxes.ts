@@ -4,7 +4,7 @@
 import { ThawError } from '../../shared/errors.ts';
 import { newSandboxId, newSecret } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
-import type { NodeClient, SnapshotFacts } from './node-client.ts';
+import type { NodeClient, SandboxRequest, SnapshotFacts } from './node-client.ts';
 import type { SandboxRecord, StateStore } from './state/state-store.ts';
 
 export interface NewSandbox {
@@ -52,16 +52,8 @@ export class Sandboxes {
   }
 
   async #start(starting: SandboxRecord, wanted: NewSandbox): Promise<SandboxRecord> {
-    const { sandboxId, snapshotId, accessToken, endAtMs } = starting;
-    const facts = await this.#node.createSandbox({
-      sandboxId,
-      snapshotId,
-      accessToken,
-      envVars: wanted.envVars,
-      endAtMs,
-      allowInternetAccess: wanted.allowInternetAccess,
-      asksAtEnd: wanted.onTimeout === 'pause',
-    });
+    const { sandboxId } = starting;
+    const facts = await this.#node.createSandbox(requestOf(starting));
     const startedAtMs = Date.now();
     // The life asked for begins when the sandbox can be used, however long its VM took.
     const running: SandboxRecord = {
@@ -93,7 +85,7 @@ export class Sandboxes {
     const known = this.#state.sandboxes.get(sandboxId);
     const killed = await this.#node.killSandbox(sandboxId);
     await this.#state.sandboxes.remove(sandboxId);
-    if (known?.state === 'paused') await this.#forgetPause(known.snapshotId);
+    if (known?.state === 'paused') await this.#discard(known.snapshotId);
     if (known === undefined && !killed) throw notFound(sandboxId);
   }
 
@@ -104,7 +96,7 @@ export class Sandboxes {
     const { snapshotId } = await this.#node.captureSandbox(sandboxId, { names, keepRunning: false });
     const paused: SandboxRecord = { ...record, state: 'paused', snapshotId };
     if (await this.#state.sandboxes.update(paused)) return;
-    await this.#forgetPause(snapshotId);
+    await this.#discard(snapshotId);
     throw notFound(sandboxId);
   }
 
@@ -121,20 +113,15 @@ export class Sandboxes {
   }
 
   async #resume(record: SandboxRecord, timeoutMs: number): Promise<SandboxRecord> {
-    const { sandboxId, snapshotId, accessToken, allowInternetAccess } = record;
-    const endAtMs = Date.now() + timeoutMs;
-    const asksAtEnd = record.onTimeout === 'pause';
-    const envVars = record.envVars ?? {};
-    await this.#node.createSandbox({
-      ...{ sandboxId, snapshotId, accessToken, envVars, endAtMs, allowInternetAccess, asksAtEnd },
-    });
-    const running: SandboxRecord = { ...record, state: 'running', endAtMs };
+    const { sandboxId, snapshotId } = record;
+    const running: SandboxRecord = { ...record, state: 'running', endAtMs: Date.now() + timeoutMs };
+    await this.#node.createSandbox(requestOf(running));
     if (!(await this.#state.sandboxes.update(running))) {
       await this.#node.killSandbox(sandboxId);
       throw notFound(sandboxId);
     }
     // The VM holds links of its own to all it needs.
-    await this.#forgetPause(snapshotId);
+    await this.#discard(snapshotId);
     return running;
   }
 
@@ -162,7 +149,7 @@ export class Sandboxes {
       autoResume: source.autoResume ?? false,
     };
     const forks = await Promise.allSettled(Array.from({ length: count }, () => this.create(wanted)));
-    await this.#forgetPause(snapshotId);
+    await this.#discard(snapshotId);
     return forks;
   }
 
@@ -174,7 +161,7 @@ export class Sandboxes {
   }
 
   /** The memory that nobody needs any more. */
-  async #forgetPause(snapshotId: string): Promise<void> {
+  async #discard(snapshotId: string): Promise<void> {
     await this.#node.removeSnapshot(snapshotId).catch((error: Error) => {
       this.#log.warn({ snapshotId, reason: error.message }, 'a snapshot could not be removed');
     });
@@ -212,6 +199,16 @@ export const pauseNameOf = (sandboxId: string): string => `paused-${sandboxId}`;
 
 const notFound = (sandboxId: string) =>
   new ThawError('sandbox-not-found', `sandbox ${sandboxId.slice(0, 64)} was not found`);
+
+const requestOf = (record: SandboxRecord): SandboxRequest => ({
+  sandboxId: record.sandboxId,
+  snapshotId: record.snapshotId,
+  accessToken: record.accessToken,
+  envVars: record.envVars ?? {},
+  endAtMs: record.endAtMs,
+  allowInternetAccess: record.allowInternetAccess,
+  asksAtEnd: record.onTimeout === 'pause',
+});
 
 function startingRecord(wanted: NewSandbox, snapshotId: string, alias: string | null): SandboxRecord {
   const now = Date.now();
