@@ -6,6 +6,11 @@ import { ThawError } from '../../shared/errors.ts';
 import { newSecret } from '../../shared/ids.ts';
 import type { ControlClient } from './control-client.ts';
 
+/** A guest's clock may be off by as long as the message that set it was on its way. */
+const clockSlackMs = 80;
+const clockTries = 5;
+const clockTimeoutMs = 10_000;
+
 export interface GuestIdentity {
   secret: string;
   ports: RestoreReply['ports'];
@@ -47,10 +52,6 @@ export async function handshake(
   return { secret, ports: reply.ports };
 }
 
-/** A guest's clock may be off by as long as the message that set it was on its way. */
-const clockSlackMs = 80;
-const clockTries = 5;
-
 /** On a host that is slow at the moment: sets the clock again until a message was quick enough to be right. */
 async function settleClock(control: ControlClient, restoreMs: number): Promise<void> {
   let onItsWayMs = restoreMs;
@@ -60,5 +61,3 @@ async function settleClock(control: ControlClient, restoreMs: number): Promise<v
     onItsWayMs = performance.now() - askedAtMs;
   }
 }
-
-const clockTimeoutMs = 10_000;

@@ -37,10 +37,8 @@ import { thawVersion } from './version.ts';
 export interface Platform {
   url: string;
   adminUrl: string;
-  apiKey: string;
   apiKeyPath: string;
   hypervisor: string;
-  log: Log;
   /** Drains, then ends everything that was started. @returns what could not be ended, one line each. */
   close(): Promise<string[]>;
 }
@@ -90,10 +88,8 @@ async function start(config: Config, progress: Progress, undo: Cleanup): Promise
   return {
     url,
     adminUrl,
-    apiKey,
     apiKeyPath: paths.apiKey,
     hypervisor: machine.about,
-    log,
     async close() {
       const failures = await undo.run();
       return failures.map(({ label, error }) => `${label}: ${(error as Error).message}`);
@@ -102,14 +98,14 @@ async function start(config: Config, progress: Progress, undo: Cleanup): Promise
 }
 
 /** What VMs run on, and what is slower about it than it could be. */
-export interface ChosenMachine {
+interface ChosenMachine {
   hypervisor: Hypervisor;
   image: GuestImage;
   about: string;
   notes: string[];
 }
 
-export async function chooseMachine(
+async function chooseMachine(
   config: Config,
   paths: Paths,
   log: Log,

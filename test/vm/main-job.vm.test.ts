@@ -80,6 +80,20 @@ describe('the main job in real VMs', () => {
   const problemOf = async (response: Response) =>
     (await response.json()) as { code: string; retryable: boolean };
 
+  const requestInWork = () =>
+    eventually('the request in work', async () => {
+      const text = await (await fetch(`${thaw.adminUrl}/metrics`)).text();
+      return /thaw_vms\{state="leased"\} [1-9]/.test(text);
+    });
+  const giveTime = async (timeoutMs: number) => {
+    const patched = await thaw.call('/v1/functions/node-one', {
+      method: 'PATCH',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({ timeoutMs }),
+    });
+    assert.equal(patched.status, 200, await patched.text());
+  };
+
   before(async () => {
     dataDir = await newDataDir();
     workDir = await mkdtemp(join(tmpdir(), 'thaw-functions-'));
@@ -220,10 +234,7 @@ describe('the main job in real VMs', () => {
   it('tells the guest when the client is gone, and the VM serves on', async () => {
     const leaving = new AbortController();
     const gone = fetch(`${thaw.url}/fn/node-one/never`, { signal: leaving.signal }).catch(() => {});
-    await eventually('the request in work', async () => {
-      const text = await (await fetch(`${thaw.adminUrl}/metrics`)).text();
-      return /thaw_vms\{state="leased"\} [1-9]/.test(text);
-    });
+    await requestInWork();
     leaving.abort();
     await gone;
     await eventually('the abort in the guest', async () => {
@@ -232,12 +243,7 @@ describe('the main job in real VMs', () => {
   });
 
   it('answers 504 for a handler that never does, and replaces its VM', async () => {
-    const patched = await thaw.call('/v1/functions/node-one', {
-      method: 'PATCH',
-      headers: { 'content-type': 'application/json' },
-      body: JSON.stringify({ timeoutMs: 1_500 }),
-    });
-    assert.equal(patched.status, 200, await patched.text());
+    await giveTime(1_500);
     const late = await fetch(`${thaw.url}/fn/node-one/never`);
     assert.deepEqual([late.status, (await problemOf(late)).code], [504, 'deadline-exceeded']);
     await eventually('another VM', async () => (await fetch(`${thaw.url}/fn/node-one/`)).status === 200);
@@ -245,17 +251,9 @@ describe('the main job in real VMs', () => {
   });
 
   it('answers 502 when the VMM is killed mid-request, and refills the pool', async () => {
-    const patched = await thaw.call('/v1/functions/node-one', {
-      method: 'PATCH',
-      headers: { 'content-type': 'application/json' },
-      body: JSON.stringify({ timeoutMs: 60_000 }),
-    });
-    assert.equal(patched.status, 200);
+    await giveTime(60_000);
     const answer = fetch(`${thaw.url}/fn/node-one/never`);
-    await eventually('the request in work', async () => {
-      const text = await (await fetch(`${thaw.adminUrl}/metrics`)).text();
-      return /thaw_vms\{state="leased"\} [1-9]/.test(text);
-    });
+    await requestInWork();
     for (const pid of await thaw.vmmPids()) process.kill(pid, 'SIGKILL');
     const response = await answer;
     assert.equal(response.status, 502);
@@ -316,10 +314,7 @@ describe('the main job in real VMs', () => {
 
   it('drains on SIGTERM, leaves nothing, and has its functions back after a restart without a deploy', async () => {
     const slow = fetch(`${thaw.url}/fn/node-one/events`).then((response) => response.text());
-    await eventually('the request in work', async () => {
-      const text = await (await fetch(`${thaw.adminUrl}/metrics`)).text();
-      return /thaw_vms\{state="leased"\} [1-9]/.test(text);
-    });
+    await requestInWork();
     assert.equal(await thaw.end('SIGTERM'), 0, thaw.said());
     assert.match(await slow, /data: 2/);
     assert.deepEqual(await vmmPidsOf(dataDir), []);
