@@ -6,6 +6,7 @@ import { after, before, describe, it } from 'node:test';
 import { WebSocket, WebSocketServer } from 'ws';
 import { ThawError } from '../../../shared/errors.ts';
 import { registry } from '../../../shared/metrics.ts';
+import { collectGarbage } from '../collect-garbage.ts';
 import { eventually } from '../eventually.ts';
 import { type GatewayForTests, startGateway } from '../gateway-for-tests.ts';
 import type { Echo } from '../simulated-node-client.ts';
@@ -247,8 +248,13 @@ describe('invocations', () => {
       request.end();
     })();
     let receivedBytes = 0;
+    let collectedAtBytes = 0;
     for await (const piece of await answered) {
       receivedBytes += piece.length;
+      if (receivedBytes - collectedAtBytes >= 4 * 1024 * 1024) {
+        collectGarbage();
+        collectedAtBytes = receivedBytes;
+      }
       peakBytes = Math.max(peakBytes, process.memoryUsage().rss - base);
     }
     await upload;
