@@ -345,7 +345,7 @@ export class Pool {
     vm.onEvent((event) => this.#options.onVmEvent?.(vm, event));
     void vm.ended.then((reason) => this.#vmEnded(pooled, reason));
     this.#rest(pooled);
-    this.#place(pooled, 'local');
+    this.#place(pooled, pooled.vm.source);
     this.#touch();
   }
 

@@ -50,6 +50,7 @@ export class SimulatedVmFactory implements VmFactory {
 export class SimulatedVm implements Vm {
   readonly vmId = newVmId();
   readonly pid = 0;
+  readonly source = 'local' as const;
   readonly secret = newSecret();
   readonly agent: Address = { host: '127.0.0.1', port: 1 };
   readonly runner: Address = { host: '127.0.0.1', port: 1 };

@@ -17,6 +17,7 @@ import { capturedFilesIn, cloneFilesDir, type Paths, snapshotFilesIn } from './h
 import { mergeLayers } from './hypervisor/disk-layer/layers.ts';
 import { isLayer } from './hypervisor/disk-layer/read-layer.ts';
 import type { GuestImage, Hypervisor, Machine, MachineShape } from './hypervisor/hypervisor.ts';
+import type { SnapshotLibrary } from './snapshot/library.ts';
 import { copySparse } from './snapshot/materialise.ts';
 import {
   differences,
@@ -34,6 +35,8 @@ export interface SnapshotBuilderOptions {
   image: GuestImage;
   paths: Paths;
   log: Log;
+  /** Templates that others have made come through it; without one all are made here. */
+  library?: SnapshotLibrary;
   bootTimeoutMs?: number;
   startTimeoutMs?: number;
 }
@@ -64,7 +67,7 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
     if (await this.has(snapshotId)) return snapshotId;
     const running = this.#building.get(snapshotId);
     if (running) return running;
-    const building = this.#bootTemplate(snapshotId, shape, onProgress).finally(() =>
+    const building = this.#makeTemplate(snapshotId, shape, onProgress).finally(() =>
       this.#building.delete(snapshotId),
     );
     this.#building.set(snapshotId, building);
@@ -80,6 +83,24 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
 
   remove(snapshotId: string): Promise<void> {
     return rm(this.#options.paths.snapshotDir(snapshotId), { recursive: true, force: true });
+  }
+
+  async #makeTemplate(
+    snapshotId: string,
+    shape: MachineShape,
+    onProgress: (step: string) => void,
+  ): Promise<string> {
+    const { library, log } = this.#options;
+    try {
+      await library?.record(snapshotId);
+      if (await this.has(snapshotId)) return snapshotId;
+    } catch (error) {
+      if (!(error instanceof ThawError) || error.code !== 'template-not-found')
+        log.warn({ err: error, snapshotId }, 'the template does not come from the store: it is booted');
+    }
+    await this.#bootTemplate(snapshotId, shape, onProgress);
+    library?.added(await library.record(snapshotId));
+    return snapshotId;
   }
 
   async #bootTemplate(
@@ -107,6 +128,8 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
     const { manifest } = request;
     const shape = { memoryMb: manifest.memoryMb, vcpus: manifest.vcpus };
     const templateId = await this.ensureTemplate(shape);
+    // Its page file is copied, its disk merged: all of it must be here.
+    await this.#options.library?.materialise(templateId);
     const template = await readRecord(this.#options.paths.snapshotDir(templateId));
     if (!template) throw new ThawError('template-not-found', `the template ${templateId} vanished`);
     const from = capturedFilesIn(template.dir);
@@ -229,8 +252,10 @@ async function endOf(machine: Machine, what: string): Promise<never> {
   );
 }
 
-const memoryPathOf = ({ dir, form }: SnapshotRecord): string =>
-  form === 'whole' ? snapshotFilesIn(dir).pagesPath : snapshotFilesIn(dir).basePagesPath;
+function memoryPathOf({ dir, form }: SnapshotRecord): string {
+  const files = snapshotFilesIn(dir);
+  return { whole: files.pagesPath, delta: files.basePagesPath, paged: files.manifestPath }[form];
+}
 
 /** A layer over a template's disk becomes one over the empty disk: the template may be removed. */
 async function standAlone(diskPath: string, templateDiskPath: string): Promise<void> {

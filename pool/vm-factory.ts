@@ -15,7 +15,7 @@ import { prime } from './guest/runner-client.ts';
 import { capturedFilesIn, type Paths, snapshotFilesIn } from './host/paths.ts';
 import type { Address, GuestImage, Hypervisor, Machine } from './hypervisor/hypervisor.ts';
 import { type CaptureRequest, captureVm } from './snapshot/capture.ts';
-import { type CloneFiles, takeCloneFiles } from './snapshot/clone-files.ts';
+import { type CloneFiles, completeCloneFiles, takeCloneFiles } from './snapshot/clone-files.ts';
 import { SnapshotLibrary } from './snapshot/library.ts';
 import { differences, type SnapshotRecord } from './snapshot/record.ts';
 import type { Vm, VmFactory } from './vm.ts';
@@ -29,6 +29,8 @@ export interface VmFactoryOptions {
   library?: SnapshotLibrary;
   handshakeTimeoutMs?: number;
   primeTimeoutMs?: number;
+  /** Either of the two, for a VM whose pages come from the store. */
+  pagedTimeoutMs?: number;
 }
 
 /** Stage name and duration, in order, of the restore that made a VM; for benchmarks and `doctor`. */
@@ -67,41 +69,70 @@ export class LocalVmFactory implements VmFactory {
   }
 
   async restore(snapshotId: string, signal: AbortSignal, stages: StageTimes = []): Promise<Vm> {
-    const startMs = performance.now();
-    const onStage = (stage: string, elapsedMs: number) => {
-      stages.push({ stage, elapsedMs });
-      metrics.restoreStage.observe({ stage, source: 'local' }, elapsedMs / 1000);
-    };
     await this.load(snapshotId);
+    return await this.#restore(snapshotId, signal, stages);
+  }
+
+  /** A VM that is destroyed as soon as it could serve: shows what a restore needs. @param pagesPath in place of its own. */
+  async rehearse(snapshotId: string, pagesPath: string, signal: AbortSignal): Promise<void> {
+    await this.load(snapshotId);
+    const vm = await this.#restore(snapshotId, signal, [], pagesPath);
+    await vm.destroy();
+  }
+
+  async #restore(
+    snapshotId: string,
+    signal: AbortSignal,
+    stages: StageTimes,
+    pagesPath?: string,
+  ): Promise<Vm> {
+    const startMs = performance.now();
     const { paths, hypervisor, image } = this.#options;
     await using undo = new Cleanup();
     const vmId = newVmId();
     const runDir = paths.vmDir(vmId);
     await mkdir(runDir, { recursive: true, mode: 0o700 });
     undo.defer('run directory', () => rm(runDir, { recursive: true, force: true }));
-    const files = await this.#filesOf(snapshotId, runDir);
+    const files = await this.#filesOf(snapshotId, runDir, pagesPath);
+    undo.defer('pages', () => files.lease?.release());
+    const source = files.lease ? 'remote' : 'local';
+    const onStage = (stage: string, elapsedMs: number) => {
+      stages.push({ stage, elapsedMs });
+      metrics.restoreStage.observe({ stage, source }, elapsedMs / 1000);
+    };
     const { record: shape, from, delta } = files;
     const request = { vmId, shape, image, runDir, from, memory: 'private', onStage } as const;
-    const machine = await hypervisor.restore(delta ? { ...request, delta } : request, signal);
-    undo.defer('machine', () => machine.destroy());
     try {
+      const machine = await hypervisor.restore(delta ? { ...request, delta } : request, signal);
+      undo.defer('machine', () => machine.destroy());
+      // A guest that waits for a page that will not come would wait for ever.
+      files.lease?.onFailure(() => void machine.destroy());
       const vm = await this.#greet(machine, files, runDir, signal, onStage);
       onStage('total', performance.now() - startMs);
       undo.disarm();
+      files.lease?.answered();
       return vm;
     } catch (error) {
-      if (error instanceof ThawError && error.code === 'restore-failed') throw error;
-      throw new ThawError('restore-failed', `${snapshotId}: ${(error as Error).message}`, { cause: error });
+      throw restoreError(snapshotId, files.lease?.failure ?? error);
     }
   }
 
-  async #filesOf(snapshotId: string, runDir: string): Promise<CloneFiles> {
-    if (this.#options.hypervisor.capabilities.capturesMemory)
-      return takeCloneFiles(this.library, snapshotId, runDir);
+  async #filesOf(snapshotId: string, runDir: string, pagesPath?: string): Promise<CloneFiles> {
+    if (this.#options.hypervisor.capabilities.capturesMemory) {
+      const files = await takeCloneFiles(this.library, snapshotId, runDir);
+      return pagesPath === undefined ? files : { ...files, from: { ...files.from, pagesPath } };
+    }
     // Copied by the hypervisor, whatever they are: a machine of it is never captured as it runs.
     const record = await this.library.record(snapshotId);
     const links = snapshotFilesIn(record.dir);
     return { record, from: capturedFilesIn(record.dir), delta: undefined, links };
+  }
+
+  #limitsOf({ lease }: CloneFiles) {
+    const { handshakeTimeoutMs = 10_000, primeTimeoutMs = 10_000, pagedTimeoutMs = 60_000 } = this.#options;
+    return lease
+      ? { handshakeTimeoutMs: pagedTimeoutMs, primeTimeoutMs: pagedTimeoutMs }
+      : { handshakeTimeoutMs, primeTimeoutMs };
   }
 
   async #greet(
@@ -111,7 +142,7 @@ export class LocalVmFactory implements VmFactory {
     signal: AbortSignal,
     onStage: (stage: string, elapsedMs: number) => void,
   ): Promise<Vm> {
-    const { handshakeTimeoutMs = 10_000, primeTimeoutMs = 10_000 } = this.#options;
+    const { handshakeTimeoutMs, primeTimeoutMs } = this.#limitsOf(files);
     const { record } = files;
     let stageStartMs = performance.now();
     const endStage = (stage: string) => {
@@ -145,6 +176,20 @@ export class LocalVmFactory implements VmFactory {
   }
 }
 
+/** What its pages failed with says more than what that did to the VM. */
+function restoreError(snapshotId: string, error: unknown): ThawError {
+  if (error instanceof ThawError && named.has(error.code)) return error;
+  return new ThawError('restore-failed', `${snapshotId}: ${(error as Error).message}`, { cause: error });
+}
+
+const named = new Set<string>([
+  'restore-failed',
+  'snapshot-damaged',
+  'store-unavailable',
+  'pager-lost',
+  'no-space',
+]);
+
 /** Kept for the VM's whole life: a guest's first connection costs more than all later requests on it. */
 const connectionIdleMs = 86_400_000;
 
@@ -168,6 +213,7 @@ interface VmFacts {
 class LocalVm implements Vm {
   readonly vmId: string;
   readonly pid: number;
+  readonly source: 'local' | 'remote';
   readonly snapshotId: string;
   readonly memoryMb: number;
   readonly secret: string;
@@ -179,7 +225,7 @@ class LocalVm implements Vm {
   readonly #machine: Machine;
   readonly #control: ControlClient;
   readonly #library: SnapshotLibrary;
-  readonly #files: CloneFiles;
+  #files: CloneFiles;
   readonly #runDir: string;
   #lost: (reason: string) => void = () => {};
   #destroyed: Promise<void> | undefined;
@@ -187,6 +233,7 @@ class LocalVm implements Vm {
   constructor(machine: Machine, control: ControlClient, facts: VmFacts) {
     this.vmId = machine.vmId;
     this.pid = machine.pid;
+    this.source = facts.files.lease ? 'remote' : 'local';
     this.snapshotId = facts.files.record.snapshotId;
     this.memoryMb = facts.files.record.memoryMb;
     this.secret = facts.secret;
@@ -201,8 +248,11 @@ class LocalVm implements Vm {
     this.#runDir = facts.runDir;
     const ended = facts.library.cloneStarted(this.snapshotId);
     void machine.exited.then(ended);
+    const { lease } = facts.files;
+    void machine.exited.then(() => lease?.release());
     this.ended = new Promise((resolve) => {
       this.#lost = resolve;
+      lease?.onFailure((failure) => resolve(`its pages could not be had: ${failure.message}`));
       void machine.exited.then((exit) =>
         resolve(`the VMM ended (${exit.signal ?? `exit code ${exit.exitCode}`})`),
       );
@@ -221,10 +271,11 @@ class LocalVm implements Vm {
     this.#control.onEvent(listener);
   }
 
-  capture(request: CaptureRequest): Promise<SnapshotRecord> {
+  async capture(request: CaptureRequest): Promise<SnapshotRecord> {
+    this.#files = await completeCloneFiles(this.#library, this.#files);
     const onLost = (reason: string) => this.#lost(reason);
     const source = { machine: this.#machine, control: this.#control, files: this.#files, onLost };
-    return captureVm(this.#library, source, request);
+    return await captureVm(this.#library, source, request);
   }
 
   destroy(): Promise<void> {

@@ -14,6 +14,8 @@ export interface Vm {
   readonly vmId: string;
   readonly snapshotId: string;
   readonly pid: number;
+  /** Where its memory came from when it was restored. */
+  readonly source: 'local' | 'remote';
   readonly memoryMb: number;
   /** Authorises `/_thaw/*` on this VM. */
   readonly secret: string;

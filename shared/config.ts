@@ -39,13 +39,25 @@ export const configSchema = Type.Object(
     ),
     cloudHypervisor: Type.Optional(text('Cloud Hypervisor binary. Not in this version.')),
     store: Type.Optional(
-      text('Where snapshots are stored: `file:///DIR` or `s3://BUCKET/PREFIX`. Not in this version.', {
+      text('Where snapshots are kept for other nodes and for later: `file:///DIR` or `s3://BUCKET/PREFIX`.', {
         pattern: '^(file:///|s3://[a-z0-9])',
-        shown: 'the data directory',
+        shown: 'none: snapshots stay in the data directory',
       }),
     ),
     s3Endpoint: Type.Optional(
-      text('Address of an S3 server other than AWS. Not in this version.', { pattern: '^https?://' }),
+      text(
+        'Address of an S3 server other than AWS. Credentials come from the variables that AWS programs read.',
+        {
+          pattern: '^https?://',
+        },
+      ),
+    ),
+    clusterKey: Type.Optional(
+      text('Key that signs what is in the store, 64 hex digits; the same on every node that shares it.', {
+        pattern: '^[0-9a-f]{64}$',
+        secret: true,
+        shown: 'made at first start, in `cluster-key` in the data directory',
+      }),
     ),
     redisUrl: Type.Optional(
       text('Redis to share state through.', {

@@ -1,6 +1,6 @@
 // Owns the metric registry: every series Thaw exports is declared here once, and listed in docs/metrics.md.
 // Invariant: names are those of the fixed interfaces; durations are seconds.
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import { AggregatorRegistry, Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 
 export const registry = new Registry();
 
@@ -74,3 +74,10 @@ export const metrics = {
 
 /** Process-level series (CPU, memory, event loop). Called once by the program, never by a library. */
 export const startDefaultMetrics = (): void => collectDefaultMetrics({ register: registry });
+
+/** This process's series with those of another one added up. */
+export async function mergedMetrics(others: unknown[]): Promise<string> {
+  if (others.length === 0) return registry.metrics();
+  const own = await registry.getMetricsAsJSON();
+  return AggregatorRegistry.aggregate([own, others as typeof own]).metrics();
+}

@@ -16,6 +16,11 @@ export interface Paths {
   readonly bundlesDir: string;
   /** Record, socket and log of the pager. */
   readonly pagerDir: string;
+  /** Plain page files that the pager makes of what it serves. */
+  readonly keptDir: string;
+  /** Segments on their way to the store. */
+  readonly spoolDir: string;
+  readonly clusterKey: string;
   /** Where the page file system is mounted. */
   readonly pagefsDir: string;
   readonly hypervisorChoice: string;
@@ -50,6 +55,9 @@ export function pathsOf(dataDir: string): Paths {
     vmsDir: under('vms'),
     bundlesDir: under('bundles'),
     pagerDir: under('pager'),
+    keptDir: under('kept'),
+    spoolDir: under('spool'),
+    clusterKey: under('cluster-key'),
     pagefsDir: under('pagefs'),
     hypervisorChoice: under('hypervisor.json'),
     networkDir: under('network'),
@@ -71,13 +79,15 @@ export const capturedFilesIn = (dir: string): CapturedFiles => ({
 /**
  * All files that a snapshot's directory may hold. Its memory is whole (`pages`), or what changed (`delta`, in the places
  * that `delta-runs` lists) over `base-pages`; its disk stands over the image's empty one, or over `base-disk`. Both bases
- * are hard links: they stay whatever becomes of the snapshot they were made for.
+ * are hard links: they stay whatever becomes of the snapshot they were made for. Memory that is still in the store is
+ * described by `manifest`.
  */
 export interface SnapshotFiles extends CapturedFiles {
   basePagesPath: string;
   deltaPath: string;
   deltaRunsPath: string;
   baseDiskPath: string;
+  manifestPath: string;
 }
 
 export const snapshotFilesIn = (dir: string): SnapshotFiles => ({
@@ -86,6 +96,7 @@ export const snapshotFilesIn = (dir: string): SnapshotFiles => ({
   deltaPath: join(dir, 'delta'),
   deltaRunsPath: join(dir, 'delta-runs'),
   baseDiskPath: join(dir, 'base-disk'),
+  manifestPath: join(dir, 'manifest'),
 });
 
 /** Where a VM keeps its own links to its snapshot's files: whoever removes the snapshot takes nothing from it. */

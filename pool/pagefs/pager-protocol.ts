@@ -63,7 +63,7 @@ export type PagerEvent =
   | (ImageRef & { event: 'frame-quarantined'; frame: number; detail: string })
   /** The plain file is whole and verified: the next clone maps it. */
   | (ImageRef & { event: 'kept'; path: string })
-  /** It cannot be kept (a full disk); pages are served all the same. */
+  /** It cannot be kept (a full disk, a store that fails); pages are served all the same. */
   | (ImageRef & { event: 'keep-failed'; detail: string })
   /** Something tried to write into a page file. */
   | (ImageRef & { event: 'write-refused'; pid: number });

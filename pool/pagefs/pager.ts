@@ -184,8 +184,9 @@ export class Pager {
     const { source, loaded } = this.#framesOf(ref);
     const missing = source.missingFrames();
     void source.fetchAhead(planAhead(loaded.frames, missing)).then(({ failed, error }) => {
-      if (failed > 0)
-        this.#options.log.warn({ ...ref, failed, err: error }, 'the page file stays incomplete');
+      if (failed === 0) return;
+      const detail = `${failed} parts could not be fetched: ${(error as Error | undefined)?.message}`;
+      this.#options.onEvent({ ...ref, event: 'keep-failed', detail });
     });
     return missing.length;
   }

@@ -50,6 +50,9 @@ export function testImage(seed: number, memoryMb = 4): TestImage {
 
 const described = (number: number, image: TestImage, devicesPath: string) => ({
   snapshotId: testId(number),
+  kind: 'sandbox' as const,
+  names: [`test-${number}`],
+  source: undefined as string | undefined,
   createdAtMs: 1_700_000_000_000 + number,
   nonce: number.toString(16).padStart(32, '0'),
   memoryMb: image.memory.length / (1024 * 1024),

@@ -7,6 +7,7 @@ import { cloneFilesDir, type SnapshotFiles, snapshotFilesIn } from '../host/path
 import type { CapturedFiles, PageDelta } from '../hypervisor/hypervisor.ts';
 import { readDeltaRuns } from './delta-runs.ts';
 import type { SnapshotLibrary } from './library.ts';
+import type { PagedLease } from './paged-lease.ts';
 import type { SnapshotRecord } from './record.ts';
 
 export interface CloneFiles {
@@ -17,6 +18,8 @@ export interface CloneFiles {
   delta: PageDelta | undefined;
   /** The links by their role in the snapshot. */
   links: SnapshotFiles;
+  /** While its memory is served by a pager. */
+  lease?: PagedLease;
 }
 
 /** The record names another form than the directory has only while it is being materialised. */
@@ -33,7 +36,7 @@ export async function takeCloneFiles(
     const record = await library.record(snapshotId);
     try {
       await mkdir(dir, { mode: 0o700 });
-      return await take(record, dir);
+      return await take(library, record, dir);
     } catch (error) {
       await rm(dir, { recursive: true, force: true });
       if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
@@ -44,12 +47,17 @@ export async function takeCloneFiles(
   }
 }
 
-async function take(record: SnapshotRecord, dir: string): Promise<CloneFiles> {
+async function take(library: SnapshotLibrary, record: SnapshotRecord, dir: string): Promise<CloneFiles> {
   const files = snapshotFilesIn(record.dir);
   const links = snapshotFilesIn(dir);
   const linked = (name: keyof SnapshotFiles) => link(files[name], links[name]);
   await Promise.all([linked('devicesPath'), linked('diskPath')]);
   const { devicesPath, diskPath } = links;
+  if (record.form === 'paged') {
+    const lease = await library.paged.lease(record);
+    const from = { pagesPath: lease.path, devicesPath, diskPath };
+    return { record, from, delta: undefined, links, lease };
+  }
   if (record.form === 'whole') {
     await linked('pagesPath');
     return { record, from: { pagesPath: links.pagesPath, devicesPath, diskPath }, delta: undefined, links };
@@ -60,6 +68,20 @@ async function take(record: SnapshotRecord, dir: string): Promise<CloneFiles> {
   const runs = await readDeltaRuns(links.deltaRunsPath, record.memoryMb * 1024 * 1024);
   const from = { pagesPath: links.basePagesPath, devicesPath, diskPath };
   return { record, from, delta: { path: links.deltaPath, runs }, links };
+}
+
+/**
+ * Fetches what a pager still serves, so that a capture finds a file it can build on; the VM runs meanwhile.
+ * @throws ThawError `store-unavailable` | `snapshot-damaged` | `deadline-exceeded` | `no-space`.
+ */
+export async function completeCloneFiles(library: SnapshotLibrary, files: CloneFiles): Promise<CloneFiles> {
+  const { record, lease, links, from } = files;
+  if (!lease) return files;
+  const { pagesPath } = links;
+  await link(await library.paged.keep(record), pagesPath).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EEXIST') throw error;
+  });
+  return { ...files, record: { ...record, form: 'whole' }, from: { ...from, pagesPath } };
 }
 
 function ignoreMissing(error: NodeJS.ErrnoException): void {

@@ -1,15 +1,16 @@
 // Owns the snapshots of one node: which there are, what they are called, who uses them, and their removal.
-// Refuses to own how they come to be (capture.ts, snapshot-builder.ts) and their stored form.
+// Refuses to own how they come to be (capture.ts, snapshot-builder.ts) and the store (stored-snapshots.ts).
 // Invariant: removal takes nothing from anybody. Clones and children hold links of their own to every file they need, so
 // a snapshot is removed at once, whoever uses it; nobody has to be asked and nothing has to be counted.
-import { readdir, rename, rm } from 'node:fs/promises';
+import { link, readdir, rename, rm } from 'node:fs/promises';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ThawError } from '../../shared/errors.ts';
 import { snapshotIdPattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
-import type { Paths } from '../host/paths.ts';
+import { type Paths, snapshotFilesIn } from '../host/paths.ts';
 import { materialise } from './materialise.ts';
-import { readRecord, readRecordNow, type SnapshotRecord } from './record.ts';
+import type { PagedSnapshots } from './paged-lease.ts';
+import { ownBytes, readRecord, readRecordNow, type SnapshotRecord, writeRecord } from './record.ts';
 
 const snapshotNamePattern = /^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/;
 /** A snapshot that is started from once may never be again; one that is started from twice will be. */
@@ -20,6 +21,15 @@ const recordsPerTurn = 100;
 export interface SnapshotLibraryOptions {
   paths: Paths;
   log: Log;
+}
+
+/** Where snapshots of other nodes come from, and this node's go to. */
+export interface SnapshotExchange {
+  /** @returns undefined when there is no such snapshot. */
+  bring(snapshotId: string): Promise<SnapshotRecord | undefined>;
+  added(record: SnapshotRecord): void;
+  /** @returns whether it had it. */
+  remove(snapshotId: string): Promise<boolean>;
 }
 
 /** A record, and what only this node knows of it now. */
@@ -40,6 +50,8 @@ export class SnapshotLibrary {
   /** Names and VMs whose capture is under way. */
   readonly #claims = new Set<string>();
   readonly #materialising = new Map<string, Promise<void>>();
+  #exchange: SnapshotExchange | undefined;
+  #paged: PagedSnapshots | undefined;
   /** One at a time: each reads and writes a whole memory. */
   #background: Promise<void> = Promise.resolve();
 
@@ -48,13 +60,32 @@ export class SnapshotLibrary {
     this.log = options.log;
   }
 
-  /** @throws ThawError `template-not-found`. */
+  /** From now on snapshots come and go; called once, before the library is used. */
+  connect(exchange: SnapshotExchange, paged: PagedSnapshots | undefined): void {
+    this.#exchange = exchange;
+    this.#paged = paged;
+  }
+
+  /** Serves the memory of records of the form `paged`. */
+  get paged(): PagedSnapshots {
+    if (!this.#paged) throw new ThawError('mount-failed', 'no page file system is mounted on this node');
+    return this.#paged;
+  }
+
+  /** It comes from the store when it is not here. @throws ThawError `template-not-found`, and what an arrival fails with. */
   async record(snapshotId: string): Promise<SnapshotRecord> {
+    const record = (await this.here(snapshotId)) ?? (await this.#exchange?.bring(snapshotId));
+    if (!record) throw new ThawError('template-not-found', `no snapshot ${snapshotId}`);
+    this.#records.set(snapshotId, record);
+    return record;
+  }
+
+  /** @returns undefined when it is not on this node. */
+  async here(snapshotId: string): Promise<SnapshotRecord | undefined> {
     const known = this.#records.get(snapshotId);
     if (known) return known;
     const record = await readRecord(this.paths.snapshotDir(snapshotId));
-    if (!record) throw new ThawError('template-not-found', `no snapshot ${snapshotId} on this node`);
-    this.#records.set(snapshotId, record);
+    if (record) this.#records.set(snapshotId, record);
     return record;
   }
 
@@ -96,9 +127,14 @@ export class SnapshotLibrary {
     return (await this.list()).find(({ names }) => names.includes(name));
   }
 
-  /** Its files go at once; clones and children keep what is theirs. @throws ThawError `template-not-found`. */
+  /** Here and in the store. Its files go at once; clones and children keep what is theirs. @throws ThawError `template-not-found`. */
   async remove(snapshotId: string): Promise<void> {
-    await this.record(snapshotId);
+    // First, so that it does not come back from there.
+    const wasStored = await this.withdraw(snapshotId);
+    if (!(await this.here(snapshotId))) {
+      if (wasStored) return;
+      throw new ThawError('template-not-found', `no snapshot ${snapshotId}`);
+    }
     await this.#materialising.get(snapshotId)?.catch(() => {});
     this.forget(snapshotId);
     const dir = this.paths.snapshotDir(snapshotId);
@@ -111,6 +147,11 @@ export class SnapshotLibrary {
     await rm(gone, { recursive: true, force: true });
   }
 
+  /** Others may not have it any more. @returns whether they could. */
+  async withdraw(snapshotId: string): Promise<boolean> {
+    return (await this.#exchange?.remove(snapshotId)) ?? false;
+  }
+
   /** Somebody else removed or replaced it. */
   forget(snapshotId: string): void {
     this.#records.delete(snapshotId);
@@ -119,6 +160,7 @@ export class SnapshotLibrary {
 
   added(record: SnapshotRecord): void {
     this.#records.set(record.snapshotId, record);
+    this.#exchange?.added(record);
   }
 
   /** VMs that were restored from it and run. */
@@ -184,7 +226,24 @@ export class SnapshotLibrary {
   async #materialise(snapshotId: string): Promise<void> {
     const record = await this.record(snapshotId);
     if (record.form === 'whole') return;
-    await materialise(record, (whole) => this.added(whole));
+    if (record.form === 'paged') await this.becomeWhole(record, await this.paged.keep(record));
+    else await materialise(record, (whole) => this.#records.set(snapshotId, whole));
+  }
+
+  /** All of its memory has come, into `keptPath`. */
+  async becomeWhole({ snapshotId }: SnapshotRecord, keptPath: string): Promise<void> {
+    const record = await this.here(snapshotId);
+    if (record?.form !== 'paged') return;
+    const { pagesPath } = snapshotFilesIn(record.dir);
+    try {
+      await link(keptPath, pagesPath).catch(ignoreExisting);
+      const whole: SnapshotRecord = { ...record, form: 'whole', sizeBytes: await ownBytes(record.dir, []) };
+      await writeRecord(record.dir, whole);
+      this.#records.set(snapshotId, whole);
+    } catch (error) {
+      // Removed meanwhile: who has a clone of it holds the file.
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+    }
   }
 
   #materialiseSoon(snapshotId: string): void {
@@ -196,4 +255,8 @@ export class SnapshotLibrary {
       );
     });
   }
+}
+
+function ignoreExisting(error: NodeJS.ErrnoException): void {
+  if (error.code !== 'EEXIST') throw error;
 }

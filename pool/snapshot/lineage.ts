@@ -4,12 +4,19 @@
 import { Packr } from 'msgpackr';
 import { ThawError } from '../../shared/errors.ts';
 import type { BlobInfo } from '../store/blob-store.ts';
-import { compatibilityKey, type Manifest, type SegmentRef, storedBytesOf } from './manifest.ts';
+import {
+  compatibilityKey,
+  type Manifest,
+  type SegmentRef,
+  type SnapshotKind,
+  type SnapshotTitle,
+  storedBytesOf,
+} from './manifest.ts';
 import { type ClusterKey, openSigned, type SignedKind, sealSigned } from './signed-object.ts';
 import { lineageIndexKey } from './store-keys.ts';
 
 /** One line of `snapshot ls`. */
-export interface SnapshotSummary {
+export interface SnapshotSummary extends SnapshotTitle {
   snapshotId: string;
   parentId: string | undefined;
   depth: number;
@@ -33,7 +40,7 @@ export type LineageEntry = Omit<SnapshotSummary, 'storedBytes' | 'uniqueBytes'> 
   objectModifiedAtMs: number;
 };
 
-const indexKind: SignedKind = { magic: 'THAWLIDX', version: 1, maxPayloadBytes: 256 * 1024 * 1024 };
+const indexKind: SignedKind = { magic: 'THAWLIDX', version: 2, maxPayloadBytes: 256 * 1024 * 1024 };
 const packr = new Packr({
   useRecords: false,
   variableMapSize: true,
@@ -43,9 +50,13 @@ const packr = new Packr({
 
 export function entryOf(manifest: Manifest, object: BlobInfo): LineageEntry {
   const { snapshotId, parentId, depth, createdAtMs, memoryMb, vcpus, addedBytes, segments, facts } = manifest;
+  const { kind, names, source } = manifest;
   return {
     snapshotId,
     parentId,
+    kind,
+    names,
+    source,
     depth,
     createdAtMs,
     memoryMb,
@@ -106,6 +117,9 @@ export function encodeIndex(entries: readonly LineageEntry[], key: ClusterKey): 
     entry.facts,
     entry.objectBytes,
     entry.objectModifiedAtMs,
+    entry.kind,
+    entry.names,
+    entry.source ?? null,
   ]);
   return sealSigned(indexKind, lineageIndexKey, key, packr.pack(rows));
 }
@@ -124,6 +138,9 @@ type Row = [
   Record<string, number>,
   number,
   number,
+  SnapshotKind,
+  string[],
+  string | null,
 ];
 
 /** Its signature is trusted for its content: only this file writes it. @throws ThawError `snapshot-damaged`. */
@@ -140,17 +157,20 @@ export function decodeIndex(object: Buffer, key: ClusterKey): LineageEntry[] {
 
 function entryOfRow(row: Row): LineageEntry {
   const [snapshotId, parentId, depth, createdAtMs, memoryMb, vcpus, compatibility, addedBytes] = row;
-  const [, , , , , , , , names, sizes, facts, objectBytes, objectModifiedAtMs] = row;
+  const [, , , , , , , , digests, sizes, facts, objectBytes, objectModifiedAtMs, kind, names, source] = row;
   return {
     snapshotId,
     parentId: parentId ?? undefined,
+    kind,
+    names,
+    source: source ?? undefined,
     depth,
     createdAtMs,
     memoryMb,
     vcpus,
     compatibilityKey: compatibility,
     addedBytes,
-    segments: names.map((name, at) => ({ sha256: name.toString('hex'), sizeBytes: sizes[at]! })),
+    segments: digests.map((digest, at) => ({ sha256: digest.toString('hex'), sizeBytes: sizes[at]! })),
     facts,
     objectBytes,
     objectModifiedAtMs,

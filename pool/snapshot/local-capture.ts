@@ -32,6 +32,9 @@ export async function localCaptureOf(record: SnapshotRecord, parent?: SnapshotRe
   const fits = parentDisk?.imageBytes === disk.imageBytes;
   return {
     snapshotId: record.snapshotId,
+    kind: record.kind,
+    names: record.names,
+    source: record.source,
     ...(usable && fits ? { parentId: usable.snapshotId } : {}),
     createdAtMs: Date.parse(record.createdAt),
     nonce: record.nonce,
@@ -129,8 +132,16 @@ export function within(runs: readonly SourceRun[], scope: readonly Stretch[]): S
   return parts;
 }
 
+const pauseFact = 'pauseMs.';
+
+/** By stage, of the facts of a manifest. */
+export function pausesOf(facts: Record<string, number>): Record<string, number> {
+  const pauses = Object.entries(facts).filter(([key]) => key.startsWith(pauseFact));
+  return Object.fromEntries(pauses.map(([key, ms]) => [key.slice(pauseFact.length), ms]));
+}
+
 function factsOf(record: SnapshotRecord): Record<string, number> {
-  const pauses = Object.entries(record.pauseMs ?? {}).map(([stage, ms]) => [`pauseMs.${stage}`, ms]);
+  const pauses = Object.entries(record.pauseMs ?? {}).map(([stage, ms]) => [`${pauseFact}${stage}`, ms]);
   const dirty = record.dirtyPages === undefined ? [] : [['dirtyPages', record.dirtyPages]];
   return Object.fromEntries([...pauses, ...dirty]);
 }

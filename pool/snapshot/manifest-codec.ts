@@ -11,7 +11,7 @@ import { manifestKey } from './store-keys.ts';
 
 export const manifestKind: SignedKind = {
   magic: 'THAWSNAP',
-  version: 1,
+  version: 2,
   // 64 GiB of guest memory without two neighbouring pages in one extent would take this much.
   maxPayloadBytes: 512 * 1024 * 1024,
 };
@@ -48,8 +48,9 @@ export function decodeManifest(object: Buffer, snapshotId: string, key: ClusterK
 
 type Columns<T> = { [K in keyof T]: Uint8Array };
 type WireImage = { sizeBytes: number; extents: Columns<ExtentTable> };
-type Wire = Omit<Manifest, 'parentId' | 'prime' | 'images' | 'frames'> & {
+type Wire = Omit<Manifest, 'parentId' | 'source' | 'prime' | 'images' | 'frames'> & {
   parentId: string | null;
+  source: string | null;
   prime: string[] | null;
   images: Record<ImageName, WireImage>;
   frames: Columns<FrameTable>;
@@ -74,6 +75,9 @@ function wireOf(manifest: Manifest): Wire {
   return {
     snapshotId: manifest.snapshotId,
     parentId: manifest.parentId ?? null,
+    kind: manifest.kind,
+    names: manifest.names,
+    source: manifest.source ?? null,
     depth: manifest.depth,
     createdAtMs: manifest.createdAtMs,
     nonce: manifest.nonce,
@@ -112,6 +116,7 @@ function manifestOf(wire: Wire): Manifest {
   return {
     ...wire,
     parentId: wire.parentId ?? undefined,
+    source: wire.source ?? undefined,
     prime: wire.prime ?? undefined,
     images: Object.fromEntries(imageNames.map((name) => [name, imageOf(name)])) as Manifest['images'],
     frames: {

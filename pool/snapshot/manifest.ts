@@ -2,7 +2,7 @@
 // Refuses to own its bytes (manifest-codec.ts) and where it is kept. docs/snapshot-format.md is its reference.
 // Invariant: a `Manifest` in memory has passed `checkManifest`: every index in it points at something that is there.
 import { createHash } from 'node:crypto';
-import { Type } from 'typebox';
+import { type Static, type TSchema, Type } from 'typebox';
 import { Value } from 'typebox/value';
 import { ThawError } from '../../shared/errors.ts';
 import { snapshotIdPattern } from '../../shared/ids.ts';
@@ -27,7 +27,23 @@ export interface SegmentRef {
   sizeBytes: number;
 }
 
-export interface Manifest {
+/** Template: booted. Function: built in a copy of one. Sandbox: captured from a running VM. */
+export const snapshotKind = Type.Union([
+  Type.Literal('template'),
+  Type.Literal('function'),
+  Type.Literal('sandbox'),
+]);
+export type SnapshotKind = Static<typeof snapshotKind>;
+
+/** What a snapshot is called by people and programs, the same on every node. */
+export interface SnapshotTitle {
+  kind: SnapshotKind;
+  names: string[];
+  /** Of a sandbox's snapshot: whose memory it is, in the caller's words. */
+  source: string | undefined;
+}
+
+export interface Manifest extends SnapshotTitle {
   snapshotId: string;
   /** Whose extents this one's began as. It may be gone: everything needed is in this manifest. */
   parentId: string | undefined;
@@ -54,6 +70,7 @@ export const limits = {
   depth: 10_000,
   segments: 65_536,
   facts: 64,
+  names: 64,
   primePaths: 64,
   memoryMb: 1 << 20,
   diskBytes: 2 ** 42,
@@ -65,17 +82,21 @@ const maxStoredSegmentBytes = 2 * maxSegmentBytes;
 
 const count = (maximum: number, minimum = 0) => Type.Integer({ minimum, maximum });
 const shortText = Type.String({ maxLength: 1024 });
+const optional = <S extends TSchema>(schema: S) => Type.Union([Type.Undefined(), schema]);
 const imageSize = (maximum: number) => Type.Object({ sizeBytes: count(maximum), extents: Type.Object({}) });
 
 const scalarsSchema = Type.Object({
   snapshotId: Type.String({ pattern: snapshotIdPattern.source }),
-  parentId: Type.Union([Type.Undefined(), Type.String({ pattern: snapshotIdPattern.source })]),
+  parentId: optional(Type.String({ pattern: snapshotIdPattern.source })),
+  kind: snapshotKind,
+  names: Type.Array(shortText, { maxItems: limits.names }),
+  source: optional(shortText),
   depth: count(limits.depth),
   createdAtMs: count(Number.MAX_SAFE_INTEGER),
   nonce: Type.String({ pattern: '^[0-9a-f]{32}$' }),
   memoryMb: count(limits.memoryMb, 1),
   vcpus: count(1024, 1),
-  prime: Type.Union([Type.Undefined(), Type.Array(shortText, { maxItems: limits.primePaths })]),
+  prime: optional(Type.Array(shortText, { maxItems: limits.primePaths })),
   compatibility: Type.Object(
     {
       hypervisor: shortText,

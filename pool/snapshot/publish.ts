@@ -12,7 +12,7 @@ import { assemble, ImageChanges, NewFrames, type PageCounts } from './assemble.t
 import { Catalogue } from './catalogue.ts';
 import { Compressor } from './compress.ts';
 import { checkSource, type ImageSource, wholeFileSource } from './image-source.ts';
-import { type ImageName, type Manifest, storedBytesOf } from './manifest.ts';
+import { type ImageName, type Manifest, type SnapshotTitle, storedBytesOf } from './manifest.ts';
 import { encodeManifest } from './manifest-codec.ts';
 import { Pins } from './pins.ts';
 import { excluding, flatten, type RunTable, restrictedTo, totalBytes } from './run-table.ts';
@@ -35,7 +35,7 @@ export interface ImageCapture {
 }
 
 /** What the capture of a VM left on this node, to be published. Files must not change until `publish` has settled. */
-export interface LocalCapture {
+export interface LocalCapture extends SnapshotTitle {
   snapshotId: string;
   /** Must be in the store already. Absent: images start as zeros. */
   parentId?: string;
@@ -258,9 +258,13 @@ function describe(
   parent: Manifest | undefined,
 ): Omit<Manifest, 'images' | 'frames' | 'segments' | 'addedBytes'> {
   const { snapshotId, parentId, createdAtMs, nonce, memoryMb, vcpus, prime, compatibility, facts } = capture;
+  const { kind, names, source } = capture;
   return {
     snapshotId,
     parentId,
+    kind,
+    names,
+    source,
     depth: parent ? parent.depth + 1 : 0,
     createdAtMs,
     nonce,

@@ -1,5 +1,5 @@
 // Owns the record of a local snapshot: what a restore must know, written last, so that a directory with a record is
-// a whole snapshot and one without is garbage. The stored form across nodes is a later layer's.
+// a whole snapshot and one without is garbage. The stored form, across nodes, is manifest.ts's.
 import { readFileSync } from 'node:fs';
 import { open, readdir, readFile, rename, stat, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -7,6 +7,7 @@ import { type Static, Type } from 'typebox';
 import { Compile } from 'typebox/compile';
 import { snapshotIdPattern } from '../../shared/ids.ts';
 import type { Compatibility } from '../hypervisor/hypervisor.ts';
+import { snapshotKind } from './manifest.ts';
 
 export const recordFormat = 2;
 
@@ -19,8 +20,7 @@ const count = Type.Integer({ minimum: 0 });
 const recordSchema = Type.Object({
   format: Type.Literal(recordFormat),
   snapshotId,
-  /** Template: booted. Function: built in a copy of one. Sandbox: captured from a running VM. */
-  kind: Type.Union([Type.Literal('template'), Type.Literal('function'), Type.Literal('sandbox')]),
+  kind: snapshotKind,
   /** Unique on this node; empty for most. */
   names: Type.Array(Type.String()),
   /** Of a sandbox's snapshot: whose memory it is, in the caller's words. */
@@ -29,8 +29,11 @@ const recordSchema = Type.Object({
   parent: Type.Optional(snapshotId),
   /** How many ancestors. */
   depth: count,
-  /** `whole`: `pages` is the memory. `delta`: `base-pages` is, but for the pages in `delta` (paths.ts). */
-  form: Type.Union([Type.Literal('whole'), Type.Literal('delta')]),
+  /**
+   * `whole`: `pages` is the memory. `delta`: `base-pages` is, but for the pages in `delta` (paths.ts). `paged`: it is in
+   * the store, and a pager serves it by `manifest`.
+   */
+  form: Type.Union([Type.Literal('whole'), Type.Literal('delta'), Type.Literal('paged')]),
   /** Whose page file `base-pages` is a link to; only with `delta`. */
   base: Type.Optional(snapshotId),
   /** The directory it was made in: disks name their backing files by absolute path. */

@@ -14,6 +14,7 @@ import { chooseHypervisor } from '../../pool/hypervisor/choose.ts';
 import type { GuestImage, Hypervisor } from '../../pool/hypervisor/hypervisor.ts';
 import { createProcessHypervisor, hostAsImage } from '../../pool/hypervisor/process/process-hypervisor.ts';
 import { Pool } from '../../pool/pool.ts';
+import { SnapshotLibrary } from '../../pool/snapshot/library.ts';
 import { LocalSnapshotBuilder } from '../../pool/snapshot-builder.ts';
 import { LocalVmFactory } from '../../pool/vm-factory.ts';
 import { Cleanup } from '../../shared/cleanup.ts';
@@ -30,6 +31,7 @@ import type { StateStore } from '../gateway/state/state-store.ts';
 import { LocalNode } from '../node/local-node.ts';
 import { urlHost } from './api-client.ts';
 import { lockDataDir } from './data-dir-lock.ts';
+import { endOldPager, joinStore, type NodeStore } from './node-store.ts';
 import { startPrivateRedis } from './private-redis.ts';
 import { type Progress, withStep } from './progress.ts';
 import { thawVersion } from './version.ts';
@@ -67,15 +69,16 @@ async function start(config: Config, progress: Progress, undo: Cleanup): Promise
   const log = createLog({ level: config.logLevel, path: paths.log });
   startDefaultMetrics();
   const reclaimed = await reclaim({ paths, log });
+  for (const pid of await endOldPager(paths)) reclaimed.push({ kind: 'process', what: `pager, pid ${pid}` });
   if (reclaimed.length > 0) progress.note(`! cleaned up after an earlier run: ${summaryOf(reclaimed)}`);
   const apiKey = await apiKeyOf(config, paths);
   const machine = await chooseMachine(config, paths, log, progress);
   const state = await openState(config, paths, log, progress, undo);
   await state.keys.add(apiKey);
-  const node = await createNode(config, paths, log, machine);
+  const { node, nodeStore } = await createNode(config, paths, log, machine, undo);
   undo.defer('VMs', () => node.drain(config.drainTimeoutMs));
   await withStep(progress, 'base template', (step) => node.start((text) => step.update(text)));
-  const { gateway, admin } = createApps(config, paths, log, node, state);
+  const { gateway, admin } = createApps(config, paths, log, node, state, nodeStore);
   undo.defer('gateway', () => gateway.close());
   undo.defer('admin port', () => admin.close());
   await withStep(progress, 'deployed functions', (step) =>
@@ -165,10 +168,17 @@ async function createNode(
   paths: Paths,
   log: Log,
   machine: ChosenMachine,
-): Promise<LocalNode> {
-  const { hypervisor, image, about, notes } = machine;
-  const parts = { hypervisor, image, paths, log };
+  undo: Cleanup,
+): Promise<{ node: LocalNode; nodeStore: NodeStore | undefined }> {
+  const { hypervisor, image, about } = machine;
+  const library = new SnapshotLibrary({ paths, log });
+  const parts = { hypervisor, image, paths, log, library };
   const factory = new LocalVmFactory(parts);
+  // Memory that nobody captures is of no use to others.
+  const { capturesMemory } = hypervisor.capabilities;
+  const nodeStore = capturesMemory ? await joinStore({ config, paths, log, image, factory }) : undefined;
+  if (nodeStore) undo.defer('store', () => nodeStore.close());
+  const notes = [...machine.notes, ...(nodeStore?.notes ?? [])];
   const pool = new Pool({
     factory,
     log,
@@ -184,21 +194,31 @@ async function createNode(
     loadSnapshot: (snapshotId) => factory.load(snapshotId),
     forgetSnapshot: (snapshotId) => factory.forget(snapshotId),
     bundlePath: (sha256) => bundlePathOf(paths.bundlesDir, sha256),
-    library: factory.library,
+    library,
+    stored: nodeStore?.stored,
     hypervisor: about,
     notes,
     baseShape: { memoryMb: config.baseMemoryMb, vcpus: 1 },
     basePolicy: { min: config.baseWarm, max: config.maxVms, recycle: 'fresh', concurrency: 1 },
     diskSizeMb: await diskSizeMbOf(image),
   });
-  return node;
+  return { node, nodeStore };
 }
 
-function createApps(config: Config, paths: Paths, log: Log, node: LocalNode, state: StateStore) {
+function createApps(
+  config: Config,
+  paths: Paths,
+  log: Log,
+  node: LocalNode,
+  state: StateStore,
+  nodeStore: NodeStore | undefined,
+) {
   const { maxBundleBytes, drainTimeoutMs, trustForwarded } = config;
   const gatewayConfig = { bundleDir: paths.bundlesDir, maxBundleBytes, drainTimeoutMs, trustForwarded };
   const gateway = buildGateway({ node, state, log, version: thawVersion, config: gatewayConfig });
-  return { gateway, admin: buildAdminApp({ gateway: gateway.gateway, version: thawVersion }) };
+  const otherMetrics = async () => (await nodeStore?.paged?.metrics()) ?? [];
+  const admin = buildAdminApp({ gateway: gateway.gateway, version: thawVersion, otherMetrics });
+  return { gateway, admin };
 }
 
 /** @throws ThawError `no-space`. */

@@ -84,8 +84,14 @@ export interface SnapshotFacts {
   vcpus: number;
   /** Guest memory that it stands for. */
   sizeBytes: number;
-  /** Room that it takes beyond what it shares with its base. */
+  /** Room that it takes beyond what it shares with its base; of one that is only in the store: what nobody else needs there. */
   uniqueBytes: number;
+  /** False: it is in the store only, and comes when it is needed. */
+  here: boolean;
+  /** `waiting`: on its way to the store. `refused`: it cannot go there; the log says why. `no`: no store is configured. */
+  stored: 'yes' | 'waiting' | 'refused' | 'no';
+  /** Of one that is in the store: all that it needs there, shared or not. */
+  storedBytes: number | null;
   dirtyPages: number | null;
   /** How long its sandbox stood still, by stage and in all (`total`). */
   pauseMs: Record<string, number>;

@@ -6,6 +6,7 @@ import type { Duplex } from 'node:stream';
 import type { MachineShape } from '../../pool/hypervisor/hypervisor.ts';
 import type { Pool, PoolPolicy } from '../../pool/pool.ts';
 import type { SnapshotLibrary } from '../../pool/snapshot/library.ts';
+import type { StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
 import type { SnapshotBuilder, Vm } from '../../pool/vm.ts';
 import type { ControlEvent, LogEvent } from '../../shared/agent-protocol.ts';
 import { ThawError } from '../../shared/errors.ts';
@@ -41,6 +42,8 @@ export interface LocalNodeOptions {
   basePolicy: PoolPolicy;
   diskSizeMb: number;
   library: SnapshotLibrary;
+  /** Absent where no store is configured. */
+  stored?: StoredSnapshots | undefined;
 }
 
 const keyOf = ({ name, version }: Pick<FunctionVersion, 'name' | 'version'>) => `${name}@${version}`;
@@ -62,8 +65,8 @@ export class LocalNode implements NodeClient {
     this.#pool = options.pool;
     this.#invocations = new Invocations(options.pool);
     this.#sandboxes = new NodeSandboxes(options.pool, options.log);
-    const { library, pool, loadSnapshot: load, basePolicy } = options;
-    this.#snapshots = new NodeSnapshots({ library, pool, load, maxVms: basePolicy.max });
+    const { library, stored, pool, log, loadSnapshot: load, basePolicy } = options;
+    this.#snapshots = new NodeSnapshots({ library, stored, pool, log, load, maxVms: basePolicy.max });
   }
 
   /** Makes the `base` template unless it is there, and keeps its VMs warm. */
@@ -81,8 +84,8 @@ export class LocalNode implements NodeClient {
   }
 
   async serve(version: FunctionVersion): Promise<{ snapshotId: string }> {
-    const { builder, loadSnapshot } = this.#options;
-    const known = await builder.has(version.snapshotId);
+    const { loadSnapshot } = this.#options;
+    const known = await this.#has(version.snapshotId);
     const snapshotId = known ? version.snapshotId : await this.#rebuild(version);
     await loadSnapshot(snapshotId);
     const { warm, recycle, concurrency } = version.manifest;
@@ -90,6 +93,18 @@ export class LocalNode implements NodeClient {
     this.#nameOfSnapshot.set(snapshotId, version.name);
     this.#served.set(keyOf(version), { ...version, snapshotId });
     return { snapshotId };
+  }
+
+  /** Here, or in the store, from where it comes. */
+  async #has(snapshotId: string): Promise<boolean> {
+    const { builder, library, log } = this.#options;
+    if (await builder.has(snapshotId)) return true;
+    try {
+      await library.record(snapshotId);
+    } catch (error) {
+      log.info({ snapshotId, reason: (error as Error).message }, 'a snapshot is not to be had');
+    }
+    return await builder.has(snapshotId);
   }
 
   /** Its snapshot is missing, or another hypervisor or image made it: the bundle has all that is needed. */
@@ -109,6 +124,8 @@ export class LocalNode implements NodeClient {
       build,
       signal ?? new AbortController().signal,
     );
+    const { library } = this.#options;
+    library.added(await library.record(snapshotId));
     return { snapshotId };
   }
 
@@ -117,6 +134,7 @@ export class LocalNode implements NodeClient {
     this.#pool.forget(version.snapshotId);
     this.#nameOfSnapshot.delete(version.snapshotId);
     this.#options.forgetSnapshot(version.snapshotId);
+    await this.#options.library.withdraw(version.snapshotId);
     await this.#options.builder.remove(version.snapshotId);
     if (![...this.#served.values()].some(({ name }) => name === version.name))
       this.#logs.forget(version.name);
@@ -222,7 +240,12 @@ export class LocalNode implements NodeClient {
       failures > 0 ? [`${snapshotId}: ${failures} restores failed: ${lastError}`] : [],
     );
     const ready = this.#baseSnapshotId !== undefined && !draining;
-    return { ready, hypervisor, vms: { ...vms }, notes: [...notes, ...failing] };
+    return { ready, hypervisor, vms: { ...vms }, notes: [...notes, ...failing, ...this.#storeNotes()] };
+  }
+
+  #storeNotes(): string[] {
+    const { waiting, failing } = this.#options.stored?.backlog ?? { waiting: 0, failing: false };
+    return failing ? [`the store does not answer: ${waiting} snapshots wait to be published`] : [];
   }
 
   /** Sandboxes end at once, for their VMs end with this process; requests in work are waited for. */

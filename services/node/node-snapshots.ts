@@ -3,9 +3,14 @@
 // while it exists, and never keeps VMs of it warm unasked.
 import type { Pool } from '../../pool/pool.ts';
 import type { SnapshotLibrary } from '../../pool/snapshot/library.ts';
+import type { SnapshotSummary } from '../../pool/snapshot/lineage.ts';
+import { pausesOf } from '../../pool/snapshot/local-capture.ts';
 import type { SnapshotRecord } from '../../pool/snapshot/record.ts';
+import type { StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { snapshotIdPattern } from '../../shared/ids.ts';
+import type { Log } from '../../shared/log.ts';
+import { metrics } from '../../shared/metrics.ts';
 import type { CaptureSandboxRequest, SnapshotFacts } from '../gateway/node-client.ts';
 import type { RunningSandbox } from './node-sandboxes.ts';
 
@@ -14,6 +19,9 @@ const defaultTag = ':default';
 
 export interface NodeSnapshotsOptions {
   library: SnapshotLibrary;
+  /** Absent where no store is configured. */
+  stored?: StoredSnapshots | undefined;
+  log: Log;
   pool: Pool;
   /** Reads a record and checks that this node may restore it. */
   load(snapshotId: string): Promise<unknown>;
@@ -32,35 +40,93 @@ export class NodeSnapshots {
   async capture(sandbox: RunningSandbox, request: CaptureSandboxRequest): Promise<SnapshotFacts> {
     const { names, keepRunning } = request;
     const source = sandbox.sandboxId;
-    return factsOf(await sandbox.lease.vm.capture({ names, source, resume: keepRunning }), 0, []);
+    for (const name of names)
+      if (await this.#options.stored?.idOf(name))
+        throw new ThawError('conflict', `a snapshot of the name ${name} is in the store`);
+    return this.#factsOf(await sandbox.lease.vm.capture({ names, source, resume: keepRunning }));
   }
 
+  /** Of this node, and of others that are in the store; newest first. */
   async list(): Promise<SnapshotFacts[]> {
-    const records = await this.#options.library.list();
-    const children = new Map<string, string[]>();
-    for (const { parent, snapshotId } of records)
-      if (parent !== undefined) children.set(parent, [...(children.get(parent) ?? []), snapshotId]);
-    const clonesOf = (id: string) => this.#options.library.clonesOf(id);
-    return records.map((record) =>
-      factsOf(record, clonesOf(record.snapshotId), children.get(record.snapshotId) ?? []),
+    const [records, summaries] = await Promise.all([this.#options.library.list(), this.#summaries()]);
+    const stored = new Map(summaries.map((summary) => [summary.snapshotId, summary]));
+    const children = childrenOf([...records, ...summaries.map(parented)]);
+    const here = records.map((record) => {
+      const summary = stored.get(record.snapshotId);
+      stored.delete(record.snapshotId);
+      return this.#factsOf(record, children.get(record.snapshotId), summary);
+    });
+    const elsewhere = [...stored.values()].map((summary) =>
+      storedFactsOf(summary, children.get(summary.snapshotId)),
     );
+    return [...here, ...elsewhere].sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1));
   }
 
   async inspect(idOrName: string): Promise<SnapshotFacts> {
-    const { record, clones, children } = await this.#options.library.inspect(
-      (await this.find(idOrName)).snapshotId,
-    );
-    return factsOf(record, clones, children);
+    const { snapshotId } = await this.#lookUp(idOrName);
+    const facts = (await this.list()).find((one) => one.snapshotId === snapshotId);
+    if (!facts) throw new ThawError('template-not-found', `no snapshot ${snapshotId}`);
+    if (facts.here) return facts;
+    const { compatibility } = await this.#options.stored!.load(snapshotId);
+    return { ...facts, compatibility: { ...compatibility } };
   }
 
-  /** By id or name, with or without the default tag. @throws ThawError `template-not-found`. */
+  /** By id or name, with or without the default tag; it comes from the store when it is not here. @throws ThawError `template-not-found`. */
   async find(idOrName: string): Promise<SnapshotRecord> {
-    const word = idOrName.endsWith(defaultTag) ? idOrName.slice(0, -defaultTag.length) : idOrName;
-    const { library } = this.#options;
+    const { library, stored } = this.#options;
+    const word = wordOf(idOrName);
     if (snapshotIdPattern.test(word)) return await library.record(word);
     const found = await library.find(word);
-    if (!found) throw new ThawError('template-not-found', `no template ${JSON.stringify(word.slice(0, 64))}`);
+    if (found) return found;
+    const snapshotId = await stored?.idOf(word);
+    if (snapshotId === undefined) throw notFound(word);
+    return await library.record(snapshotId);
+  }
+
+  /** As `find`, but it stays where it is. */
+  async #lookUp(idOrName: string): Promise<{ snapshotId: string; kind: SnapshotFacts['kind'] }> {
+    const { library } = this.#options;
+    const word = wordOf(idOrName);
+    const isId = snapshotIdPattern.test(word);
+    const local = isId ? await library.here(word) : await library.find(word);
+    if (local) return local;
+    const summaries = await this.#summaries();
+    const found = summaries.find(({ snapshotId, names }) =>
+      isId ? snapshotId === word : names.includes(word),
+    );
+    if (!found) throw notFound(word);
     return found;
+  }
+
+  /** What this node has can be listed without the store, too. */
+  async #summaries(): Promise<SnapshotSummary[]> {
+    const { stored, log } = this.#options;
+    try {
+      return (await stored?.list()) ?? [];
+    } catch (error) {
+      log.warn({ err: error }, 'the store does not say what it has');
+      metrics.fallbacks.inc({ kind: 'listed-without-store' });
+      return [];
+    }
+  }
+
+  #factsOf(record: SnapshotRecord, children: string[] = [], summary?: SnapshotSummary): SnapshotFacts {
+    const { snapshotId, names, kind, memoryMb, vcpus, compatibility, createdAt } = record;
+    const { library, stored } = this.#options;
+    const state = stored?.stateOf(snapshotId);
+    return {
+      ...{ snapshotId, names, kind, memoryMb, vcpus, compatibility, createdAt, children },
+      clones: library.clonesOf(snapshotId),
+      sandboxId: record.source ?? null,
+      parent: record.parent ?? null,
+      sizeBytes: memoryMb * 1024 * 1024,
+      uniqueBytes: record.sizeBytes,
+      here: true,
+      stored: !stored ? 'no' : summary ? 'yes' : state === 'refused' ? 'refused' : 'waiting',
+      storedBytes: summary?.storedBytes ?? null,
+      dirtyPages: record.dirtyPages ?? null,
+      pauseMs: record.pauseMs ?? {},
+    };
   }
 
   /** Makes the pool able to restore it, on demand. */
@@ -74,7 +140,7 @@ export class NodeSnapshots {
 
   async remove(idOrName: string): Promise<void> {
     const { library, pool } = this.#options;
-    const { snapshotId, kind } = await this.find(idOrName);
+    const { snapshotId, kind } = await this.#lookUp(idOrName);
     if (kind !== 'sandbox')
       throw new ThawError('conflict', `${snapshotId} belongs to a ${kind}; remove that instead`);
     await library.remove(snapshotId);
@@ -82,15 +148,38 @@ export class NodeSnapshots {
   }
 }
 
-function factsOf(record: SnapshotRecord, clones: number, children: string[]): SnapshotFacts {
-  const { snapshotId, names, kind, memoryMb, vcpus, compatibility, createdAt } = record;
+const wordOf = (idOrName: string): string =>
+  idOrName.endsWith(defaultTag) ? idOrName.slice(0, -defaultTag.length) : idOrName;
+
+const notFound = (word: string) =>
+  new ThawError('template-not-found', `no template ${JSON.stringify(word.slice(0, 64))}`);
+
+const parented = ({ snapshotId, parentId }: SnapshotSummary) => ({
+  snapshotId,
+  ...(parentId === undefined ? {} : { parent: parentId }),
+});
+
+function childrenOf(all: readonly { snapshotId: string; parent?: string }[]): Map<string, string[]> {
+  const children = new Map<string, Set<string>>();
+  for (const { parent, snapshotId } of all)
+    if (parent !== undefined) children.set(parent, (children.get(parent) ?? new Set()).add(snapshotId));
+  return new Map([...children].map(([parent, ids]) => [parent, [...ids]]));
+}
+
+/** Of a snapshot that is only in the store. */
+function storedFactsOf(summary: SnapshotSummary, children: string[] = []): SnapshotFacts {
+  const { snapshotId, names, kind, memoryMb, vcpus, uniqueBytes, storedBytes, facts } = summary;
   return {
-    ...{ snapshotId, names, kind, memoryMb, vcpus, compatibility, createdAt, clones, children },
-    sandboxId: record.source ?? null,
-    parent: record.parent ?? null,
+    ...{ snapshotId, names, kind, memoryMb, vcpus, uniqueBytes, storedBytes, children },
+    sandboxId: summary.source ?? null,
+    parent: summary.parentId ?? null,
+    clones: 0,
     sizeBytes: memoryMb * 1024 * 1024,
-    uniqueBytes: record.sizeBytes,
-    dirtyPages: record.dirtyPages ?? null,
-    pauseMs: record.pauseMs ?? {},
+    here: false,
+    stored: 'yes',
+    dirtyPages: facts.dirtyPages ?? null,
+    pauseMs: pausesOf(facts),
+    compatibility: { key: summary.compatibilityKey },
+    createdAt: new Date(summary.createdAtMs).toISOString(),
   };
 }

@@ -129,6 +129,7 @@ async function publish(
     const { pagesPath, devicesPath } = capturedFilesIn(record.dir);
     const { manifest } = await publisher.publish({
       ...record,
+      source: record.source,
       createdAtMs: Date.parse(record.createdAt),
       memory: {
         sizeBytes: record.memoryMb * 1024 * 1024,

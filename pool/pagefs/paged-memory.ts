@@ -1,0 +1,288 @@
+// Owns the memory of snapshots that are in the store and not whole here: one pager, started when first needed; leases of
+// its files; what is fetched early, what is learnt of clones, when a file is kept.
+// Refuses to own the pager's process (pager-process.ts) and snapshots' directories (snapshot/library.ts).
+// Invariant: every holder of a lease hears of a page that could not be had; a file is dropped when nobody holds it.
+import { mkdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { withDeadline } from '../../shared/deadline.ts';
+import { ThawError } from '../../shared/errors.ts';
+import type { Log } from '../../shared/log.ts';
+import { snapshotFilesIn } from '../host/paths.ts';
+import type { PagedLease, PagedSnapshots } from '../snapshot/paged-lease.ts';
+import type { SnapshotRecord } from '../snapshot/record.ts';
+import { mergedOrder, type Recording, type WorkingSet } from '../snapshot/working-set.ts';
+import type { PagerClient } from './pager-client.ts';
+import type { ImageRef, PagerEvent, ServeFrom } from './pager-protocol.ts';
+
+export interface PagedMemoryOptions {
+  /** Called again after the pager was lost. */
+  openPager(): Promise<PagerClient>;
+  keptDir: string;
+  log: Log;
+  /** What earlier clones were seen to need; undefined when nothing is known. Asked before each first restore. */
+  workingSetOf(record: SnapshotRecord): Promise<WorkingSet | undefined>;
+  onRecorded(record: SnapshotRecord, recording: Recording): Promise<void>;
+  /** The plain file is whole; it stays until this has resolved. */
+  onKept(record: SnapshotRecord, keptPath: string): Promise<void>;
+  /** The pager is lost; a new one is started when it is needed. */
+  onLost?(detail: string): void;
+}
+
+interface PagedFile {
+  record: SnapshotRecord;
+  ref: ImageRef;
+  keptPath: string;
+  /** Settles when the pager serves it. */
+  path: Promise<string>;
+  records: boolean;
+  answered: boolean;
+  holders: Set<(failure: ThawError) => void>;
+  leases: number;
+  failure: ThawError | undefined;
+  whole: PromiseWithResolvers<string> | undefined;
+  kept: boolean;
+}
+
+/** All of a large guest from a slow store. */
+const keepTimeoutMs = 600_000;
+/** The kernel tells that a file is closed a moment after its VMM has ended. */
+const dropRetryMs = 200;
+
+export class PagedMemory implements PagedSnapshots {
+  readonly #options: PagedMemoryOptions;
+  readonly #files = new Map<string, PagedFile>();
+  /** Files that the pager still has though nobody holds them. */
+  readonly #dropping = new Map<string, Promise<void>>();
+  #client: Promise<PagerClient> | undefined;
+  #closed = false;
+
+  constructor(options: PagedMemoryOptions) {
+    this.#options = options;
+  }
+
+  /** Of the pager, for merging with the node's own; empty while none runs. */
+  async metrics(): Promise<unknown[]> {
+    const client = await this.#client?.catch(() => undefined);
+    return (await client?.metrics().catch(() => undefined)) ?? [];
+  }
+
+  async lease(record: SnapshotRecord): Promise<PagedLease> {
+    const file = this.#fileOf(record);
+    file.leases++;
+    // What could not be had once may be there now.
+    file.failure = undefined;
+    try {
+      return leaseOf(file, await file.path, {
+        answered: () => void this.#answered(file),
+        release: () => this.#released(file),
+      });
+    } catch (error) {
+      this.#released(file);
+      throw error;
+    }
+  }
+
+  async keep(record: SnapshotRecord): Promise<string> {
+    const file = this.#fileOf(record);
+    file.leases++;
+    try {
+      await file.path;
+      if (file.kept) return file.keptPath;
+      file.whole ??= Promise.withResolvers();
+      // Who waits is told below; nobody may be waiting when it fails later.
+      file.whole.promise.catch(() => {});
+      await (await this.#pager()).complete(file.ref);
+      return await withDeadline(`fetching all of ${record.snapshotId}`, keepTimeoutMs, file.whole.promise);
+    } finally {
+      this.#released(file);
+    }
+  }
+
+  /** The pages that `use` touches of a page file that is here, in order: a rehearsal for restores elsewhere. */
+  async recordPlain(
+    snapshotId: string,
+    pagesPath: string,
+    use: (path: string) => Promise<void>,
+  ): Promise<Recording> {
+    const client = await this.#pager();
+    const ref: ImageRef = { snapshotId, image: 'memory' };
+    const path = await client.add(ref, { plainPath: pagesPath }, { record: true });
+    try {
+      await use(path);
+      return await client.recording(ref);
+    } finally {
+      await this.#remove(ref);
+    }
+  }
+
+  /** Ends the pager; VMs that still map its files end with it. */
+  async close(): Promise<void> {
+    this.#closed = true;
+    const client = await this.#client?.catch(() => undefined);
+    await client?.stop().catch(() => client.close());
+    this.#files.clear();
+  }
+
+  #fileOf(record: SnapshotRecord): PagedFile {
+    const { snapshotId } = record;
+    const known = this.#files.get(snapshotId);
+    if (known) return known;
+    const file: PagedFile = {
+      record,
+      ref: { snapshotId, image: 'memory' },
+      keptPath: join(this.#options.keptDir, snapshotId),
+      path: Promise.resolve(''),
+      records: false,
+      answered: false,
+      holders: new Set(),
+      leases: 0,
+      failure: undefined,
+      whole: undefined,
+      kept: false,
+    };
+    this.#files.set(snapshotId, file);
+    file.path = this.#add(file);
+    file.path.catch(() => this.#files.delete(snapshotId));
+    return file;
+  }
+
+  async #add(file: PagedFile): Promise<string> {
+    const { record, ref, keptPath } = file;
+    await this.#dropping.get(ref.snapshotId);
+    const [client, workingSet] = await Promise.all([this.#pager(), this.#options.workingSetOf(record)]);
+    await mkdir(this.#options.keptDir, { recursive: true, mode: 0o700 });
+    const from: ServeFrom = { manifestPath: snapshotFilesIn(record.dir).manifestPath, keepPath: keptPath };
+    file.records = workingSet === undefined;
+    const path = await client.add(ref, from, { record: file.records });
+    if (workingSet)
+      client
+        .prefetch(ref, mergedOrder(workingSet))
+        .catch((error) => this.#options.log.warn({ err: error, ...ref }, 'not fetched ahead'));
+    return path;
+  }
+
+  async #answered(file: PagedFile): Promise<void> {
+    if (file.answered) return;
+    file.answered = true;
+    const { log, onRecorded } = this.#options;
+    try {
+      const client = await this.#pager();
+      if (file.records) await onRecorded(file.record, await client.recording(file.ref));
+    } catch (error) {
+      log.warn({ err: error, ...file.ref }, 'the working set was not recorded');
+    }
+    await this.keep(file.record).catch((error) =>
+      log.warn({ err: error, ...file.ref }, 'the rest of the memory stays in the store'),
+    );
+  }
+
+  #released(file: PagedFile): void {
+    file.leases--;
+    if (file.leases > 0 || this.#closed || this.#files.get(file.ref.snapshotId) !== file) return;
+    const { snapshotId } = file.ref;
+    this.#files.delete(snapshotId);
+    const dropping = this.#drop(file).finally(() => this.#dropping.delete(snapshotId));
+    this.#dropping.set(snapshotId, dropping);
+  }
+
+  async #drop({ ref, keptPath }: PagedFile): Promise<void> {
+    await this.#remove(ref);
+    await rm(keptPath, { force: true });
+  }
+
+  /** Until the kernel has closed it, for as long as the pager lives. */
+  async #remove(ref: ImageRef): Promise<void> {
+    for (;;) {
+      if (this.#closed) return;
+      try {
+        return await (await this.#client)?.remove(ref);
+      } catch (error) {
+        if (!(error instanceof ThawError) || error.code !== 'conflict') return;
+      }
+      await new Promise((resolve) => setTimeout(resolve, dropRetryMs).unref());
+    }
+  }
+
+  #pager(): Promise<PagerClient> {
+    if (this.#closed) throw new ThawError('pager-lost', 'the node shuts down');
+    this.#client ??= this.#openPager();
+    return this.#client;
+  }
+
+  async #openPager(): Promise<PagerClient> {
+    try {
+      const client = await this.#options.openPager();
+      client.onEvent((event) => this.#onEvent(event));
+      void client.lost.then(({ detail }) => this.#onLost(detail));
+      return client;
+    } catch (error) {
+      this.#client = undefined;
+      throw error;
+    }
+  }
+
+  #onEvent(event: PagerEvent): void {
+    const file = this.#files.get(event.snapshotId);
+    if (!file) return;
+    if (event.event === 'kept') void this.#kept(file);
+    else if (event.event === 'pages-failed') this.#fail(file, new ThawError(event.code, event.detail));
+    else if (event.event === 'keep-failed') {
+      file.whole?.reject(new ThawError('store-unavailable', event.detail));
+      file.whole = undefined;
+    }
+  }
+
+  async #kept(file: PagedFile): Promise<void> {
+    file.kept = true;
+    file.leases++;
+    try {
+      await this.#options.onKept(file.record, file.keptPath);
+      file.whole?.resolve(file.keptPath);
+    } catch (error) {
+      file.whole?.reject(error);
+    } finally {
+      this.#released(file);
+    }
+  }
+
+  #fail(file: PagedFile, failure: ThawError): void {
+    file.failure = failure;
+    for (const listener of file.holders) listener(failure);
+    file.whole?.reject(failure);
+    file.whole = undefined;
+  }
+
+  #onLost(detail: string): void {
+    const files = [...this.#files.values()];
+    this.#files.clear();
+    this.#client = undefined;
+    this.#options.onLost?.(detail);
+    for (const file of files) this.#fail(file, new ThawError('pager-lost', detail));
+  }
+}
+
+function leaseOf(
+  file: PagedFile,
+  path: string,
+  { answered, release }: Pick<PagedLease, 'answered' | 'release'>,
+): PagedLease {
+  const own = new Set<(failure: ThawError) => void>();
+  let released = false;
+  return {
+    path,
+    get failure() {
+      return file.failure;
+    },
+    onFailure(listener) {
+      own.add(listener);
+      file.holders.add(listener);
+    },
+    answered,
+    release() {
+      if (released) return;
+      released = true;
+      for (const listener of own) file.holders.delete(listener);
+      release();
+    },
+  };
+}

@@ -1,0 +1,88 @@
+// Owns how a snapshot comes from the store to this node: its manifest, device state and disk become files of a snapshot
+// directory; its memory stays in the store and is served from there, or is fetched too.
+// Refuses to own serving memory (pagefs). Invariant: the directory appears when it is whole, and every byte in it was
+// verified under the manifest.
+import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { Cleanup } from '../../shared/cleanup.ts';
+import { type Paths, snapshotFilesIn } from '../host/paths.ts';
+import type { BlobStore } from '../store/blob-store.ts';
+import { layerOfFlatDisk } from './flat-disk.ts';
+import { FrameReader, storeTier } from './frame-reader.ts';
+import { pausesOf } from './local-capture.ts';
+import type { Manifest } from './manifest.ts';
+import { encodeManifest } from './manifest-codec.ts';
+import { materialise } from './materialise-image.ts';
+import { ownBytes, publishDirectory, recordFormat, type SnapshotRecord, writeRecord } from './record.ts';
+import type { ClusterKey } from './signed-object.ts';
+
+export interface ArrivalOptions {
+  store: BlobStore;
+  clusterKey: ClusterKey;
+  paths: Paths;
+  /** The image's empty disk, which the snapshot's own stands over. */
+  blankDiskPath: string;
+  /** False: its memory is fetched now, for nothing here could serve it. */
+  paged: boolean;
+}
+
+/** @throws ThawError `snapshot-damaged` | `store-unavailable` | `no-space` | `deadline-exceeded` | `incompatible`. */
+export async function bringSnapshot(manifest: Manifest, options: ArrivalOptions): Promise<SnapshotRecord> {
+  const { store, clusterKey, paths, blankDiskPath, paged } = options;
+  const dir = paths.snapshotDir(manifest.snapshotId);
+  const partialDir = `${dir}.partial`;
+  const files = snapshotFilesIn(partialDir);
+  await using undo = new Cleanup();
+  undo.defer('partial snapshot', () => rm(partialDir, { recursive: true, force: true }));
+  await rm(partialDir, { recursive: true, force: true });
+  await mkdir(partialDir, { recursive: true, mode: 0o700 });
+  const tier = storeTier(store);
+  // Twice: what was wrong once may have been damaged on the way.
+  const reader = new FrameReader({ manifest, tiers: [tier, tier] });
+  await Promise.all([
+    writeFile(files.manifestPath, encodeManifest(manifest, clusterKey), { mode: 0o600, flush: true }),
+    materialise(manifest, 'devices', reader, files.devicesPath),
+    bringDisk(manifest, reader, blankDiskPath, files.diskPath),
+    paged ? undefined : materialise(manifest, 'memory', reader, files.pagesPath),
+  ]);
+  const record = await recordOf(manifest, dir, partialDir, paged);
+  await writeRecord(partialDir, record);
+  await publishDirectory(partialDir, dir);
+  undo.disarm();
+  return record;
+}
+
+async function bringDisk(
+  manifest: Manifest,
+  reader: FrameReader,
+  blankDiskPath: string,
+  diskPath: string,
+): Promise<void> {
+  const flatPath = `${diskPath}.flat`;
+  await materialise(manifest, 'disk', reader, flatPath);
+  await layerOfFlatDisk(flatPath, blankDiskPath, diskPath);
+  await rm(flatPath);
+}
+
+async function recordOf(
+  manifest: Manifest,
+  dir: string,
+  partialDir: string,
+  paged: boolean,
+): Promise<SnapshotRecord> {
+  const { snapshotId, kind, names, source, parentId, depth, nonce, memoryMb, vcpus, compatibility, prime } =
+    manifest;
+  const pauseMs = pausesOf(manifest.facts);
+  const { dirtyPages } = manifest.facts;
+  return {
+    format: recordFormat,
+    ...{ snapshotId, kind, names, depth, dir, nonce, memoryMb, vcpus, compatibility },
+    ...(source === undefined ? {} : { source }),
+    ...(parentId === undefined ? {} : { parent: parentId }),
+    ...(prime === undefined ? {} : { prime }),
+    form: paged ? 'paged' : 'whole',
+    createdAt: new Date(manifest.createdAtMs).toISOString(),
+    ...(dirtyPages === undefined ? {} : { dirtyPages }),
+    ...('total' in pauseMs ? { pauseMs } : {}),
+    sizeBytes: await ownBytes(partialDir, []),
+  };
+}

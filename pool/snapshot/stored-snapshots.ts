@@ -1,0 +1,269 @@
+// Owns what one node has to do with the store: its snapshots go there, those of others come from there, working sets are
+// shared there, what running clones need is pinned, and what nobody needs is collected.
+// Refuses to own each of these in itself (publish.ts, arrival.ts, pins.ts, gc.ts) and serving memory (pagefs).
+// Invariant: nothing on a request's path waits for the store, but for the snapshot that is not here yet.
+import { randomBytes } from 'node:crypto';
+import { ThawError } from '../../shared/errors.ts';
+import type { Log } from '../../shared/log.ts';
+import { metrics } from '../../shared/metrics.ts';
+import type { Paths } from '../host/paths.ts';
+import type { BlobStore } from '../store/blob-store.ts';
+import { bringSnapshot } from './arrival.ts';
+import { Catalogue } from './catalogue.ts';
+import { pageBytes } from './extents.ts';
+import { collect } from './gc.ts';
+import type { SnapshotLibrary } from './library.ts';
+import type { SnapshotSummary } from './lineage.ts';
+import { localCaptureOf } from './local-capture.ts';
+import type { Manifest } from './manifest.ts';
+import { type Pin, Pins } from './pins.ts';
+import { Publisher } from './publish.ts';
+import { PublishQueue } from './publish-queue.ts';
+import type { SnapshotRecord } from './record.ts';
+import { getIfThere } from './signed-json.ts';
+import type { ClusterKey } from './signed-object.ts';
+import { workingSetKey } from './store-keys.ts';
+import {
+  decodeWorkingSet,
+  encodeWorkingSet,
+  mergedOrder,
+  type Recording,
+  type WorkingSet,
+  withRecording,
+} from './working-set.ts';
+
+export interface StoredSnapshotsOptions {
+  store: BlobStore;
+  clusterKey: ClusterKey;
+  library: SnapshotLibrary;
+  paths: Paths;
+  log: Log;
+  blankDiskPath: string;
+  /** False: the memory of a snapshot is fetched before it is restored. */
+  paged: boolean;
+  /** What clones of a snapshot of this node touch first; absent where nothing can record it. */
+  rehearse?(record: SnapshotRecord): Promise<Recording>;
+}
+
+/** A crashed node's pins are in the way of a collection for no longer than this. */
+const pinMs = 600_000;
+const pinRenewalMs = 180_000;
+const collectEveryMs = 3_600_000;
+/** Longer than any publish and any restore. */
+const collectGraceMs = 24 * 3_600_000;
+/** One is what that clone happened to do. */
+const rehearsals = 2;
+
+export class StoredSnapshots {
+  readonly #options: StoredSnapshotsOptions;
+  readonly #catalogue: Catalogue;
+  readonly #pins: Pins;
+  readonly #publisher: Publisher;
+  readonly #queue: PublishQueue;
+  readonly #arriving = new Map<string, Promise<SnapshotRecord | undefined>>();
+  /** Of snapshots whose memory is not here yet. */
+  readonly #pinned = new Map<string, Pin>();
+  readonly #node = `node-${randomBytes(6).toString('hex')}`;
+  readonly #timers: NodeJS.Timeout[] = [];
+
+  private constructor(options: StoredSnapshotsOptions, publisher: Publisher) {
+    this.#options = options;
+    this.#publisher = publisher;
+    const { log } = options;
+    this.#catalogue = new Catalogue({
+      ...options,
+      onRefused: (snapshotId, error) => log.error({ err: error, snapshotId }, 'a manifest was refused'),
+    });
+    this.#pins = new Pins(options);
+    this.#queue = new PublishQueue({ log, publish: (id, signal) => this.#publish(id, signal) });
+  }
+
+  static async open(options: StoredSnapshotsOptions): Promise<StoredSnapshots> {
+    const { store, clusterKey, paths } = options;
+    const publisher = await Publisher.open({ store, clusterKey, spoolDir: paths.spoolDir });
+    return new StoredSnapshots(options, publisher);
+  }
+
+  /** Publishes what an earlier run did not, pins what it left in the store; does not wait for either. */
+  start(): void {
+    void this.#catchUp().catch((error) =>
+      this.#options.log.warn({ err: error }, 'the store was not asked what it has'),
+    );
+    this.#timers.push(setInterval(() => void this.#renewPins(), pinRenewalMs).unref());
+    this.#timers.push(setInterval(() => void this.#collect(), collectEveryMs).unref());
+  }
+
+  async close(): Promise<void> {
+    for (const timer of this.#timers) clearInterval(timer);
+    await this.#queue.close();
+    await this.#publisher.close();
+    await Promise.allSettled([...this.#pinned.values()].map((pin) => pin.release()));
+    await this.#options.store.close();
+  }
+
+  added(record: SnapshotRecord): void {
+    this.#queue.add(record);
+  }
+
+  stateOf(snapshotId: string): ReturnType<PublishQueue['stateOf']> {
+    return this.#queue.stateOf(snapshotId);
+  }
+
+  get backlog(): PublishQueue['backlog'] {
+    return this.#queue.backlog;
+  }
+
+  settled(): Promise<void> {
+    return this.#queue.settled();
+  }
+
+  /** @returns undefined when it is not in the store. @throws ThawError as arrival.ts, and store errors. */
+  bring(snapshotId: string): Promise<SnapshotRecord | undefined> {
+    const running = this.#arriving.get(snapshotId);
+    if (running) return running;
+    const arriving = this.#bring(snapshotId).finally(() => this.#arriving.delete(snapshotId));
+    this.#arriving.set(snapshotId, arriving);
+    return arriving;
+  }
+
+  async #bring(snapshotId: string): Promise<SnapshotRecord | undefined> {
+    const manifest = await this.#catalogue.find(snapshotId);
+    if (!manifest) return undefined;
+    const { paged, log } = this.#options;
+    if (!paged) metrics.fallbacks.inc({ kind: 'memory-fetched-first' });
+    const [record] = await Promise.all([
+      bringSnapshot(manifest, this.#options),
+      paged ? this.#pin(manifest) : undefined,
+    ]);
+    this.#queue.markStored(snapshotId);
+    log.info({ snapshotId, form: record.form }, 'a snapshot came from the store');
+    return record;
+  }
+
+  /** By name: the newest that has it. */
+  async idOf(name: string): Promise<string | undefined> {
+    return (await this.list()).find(({ names }) => names.includes(name))?.snapshotId;
+  }
+
+  /** Newest first. */
+  async list(): Promise<SnapshotSummary[]> {
+    const { snapshots } = await this.#catalogue.list();
+    return snapshots;
+  }
+
+  load(snapshotId: string): Promise<Manifest> {
+    return this.#catalogue.load(snapshotId);
+  }
+
+  /** Its memory is here, or it is gone: others may collect what it needed. */
+  async unpin(snapshotId: string): Promise<void> {
+    const pin = this.#pinned.get(snapshotId);
+    this.#pinned.delete(snapshotId);
+    await pin?.release();
+  }
+
+  /** @returns false when the store had none. Its segments go with a collection. */
+  async remove(snapshotId: string): Promise<boolean> {
+    this.#queue.remove(snapshotId);
+    await this.unpin(snapshotId);
+    const there = await this.#catalogue.has(snapshotId);
+    if (there) await this.#catalogue.remove(snapshotId);
+    return there;
+  }
+
+  async workingSetOf({ snapshotId, memoryMb }: SnapshotRecord): Promise<WorkingSet | undefined> {
+    const imagePages = (memoryMb * 1024 * 1024) / pageBytes;
+    try {
+      const object = await getIfThere(this.#options.store, workingSetKey(snapshotId), {});
+      return object && decodeWorkingSet(object, imagePages);
+    } catch (error) {
+      // A hint: without it the restore is slower.
+      this.#options.log.warn({ err: error, snapshotId }, 'no working set');
+      return undefined;
+    }
+  }
+
+  async learnt(record: SnapshotRecord, recordings: readonly Recording[]): Promise<void> {
+    const imagePages = (record.memoryMb * 1024 * 1024) / pageBytes;
+    const known = (await this.workingSetOf(record)) ?? { imagePages, recordings: [] };
+    const set = recordings.reduce(withRecording, known);
+    await this.#options.store.replace(workingSetKey(record.snapshotId), encodeWorkingSet(set));
+  }
+
+  async #publish(snapshotId: string, signal: AbortSignal): Promise<void> {
+    const { library } = this.#options;
+    if (await this.#catalogue.has(snapshotId, { signal })) return;
+    const record = await library.record(snapshotId);
+    const parent = await this.#storedParentOf(record, signal);
+    const capture = await localCaptureOf(record, parent);
+    const recordings = await this.#rehearse(record);
+    const imagePages = capture.memory.sizeBytes / pageBytes;
+    const memory = { ...capture.memory, first: stretchesOf(mergedOrder({ imagePages, recordings })) };
+    const { uploadedBytes, pages } = await this.#publisher.publish({ ...capture, memory }, { signal });
+    if (recordings.length > 0) await this.learnt(record, recordings);
+    this.#options.log.info({ snapshotId, uploadedBytes, pages }, 'a snapshot is in the store');
+  }
+
+  /** What the store has of this node's own making: a template may have been built by others, too, under the same id. */
+  async #storedParentOf(record: SnapshotRecord, signal: AbortSignal): Promise<SnapshotRecord | undefined> {
+    const parent = record.parent === undefined ? undefined : await this.#options.library.here(record.parent);
+    if (!parent || parent.form === 'paged') return undefined;
+    const stored = await this.#catalogue.find(parent.snapshotId, { signal });
+    return stored?.nonce === parent.nonce ? parent : undefined;
+  }
+
+  /** A sandbox is never run for this: it would do again what its user did once. */
+  async #rehearse(record: SnapshotRecord): Promise<Recording[]> {
+    const { rehearse, log } = this.#options;
+    if (!rehearse || record.kind === 'sandbox' || record.form !== 'whole') return [];
+    const recordings: Recording[] = [];
+    try {
+      while (recordings.length < rehearsals) recordings.push(await rehearse(record));
+    } catch (error) {
+      log.warn({ err: error, snapshotId: record.snapshotId }, 'published without a working set');
+    }
+    return recordings;
+  }
+
+  async #catchUp(): Promise<void> {
+    const stored = new Set((await this.list()).map(({ snapshotId }) => snapshotId));
+    const records = await this.#options.library.list();
+    // Oldest first: parents before their children.
+    for (const record of records.reverse()) {
+      if (!stored.has(record.snapshotId)) this.#queue.add(record);
+      else {
+        this.#queue.markStored(record.snapshotId);
+        if (record.form === 'paged') await this.#pin(await this.load(record.snapshotId));
+      }
+    }
+  }
+
+  async #pin({ snapshotId, segments }: Manifest): Promise<void> {
+    const names = segments.map(({ sha256 }) => sha256);
+    this.#pinned.set(snapshotId, await this.#pins.take(`${this.#node}-${snapshotId}`, names, pinMs));
+  }
+
+  async #renewPins(): Promise<void> {
+    for (const [snapshotId, pin] of this.#pinned)
+      await pin
+        .renew()
+        .catch((error) => this.#options.log.warn({ err: error, snapshotId }, 'a pin was not renewed'));
+  }
+
+  async #collect(): Promise<void> {
+    const { store, clusterKey, log } = this.#options;
+    try {
+      const collected = await collect(store, clusterKey, { graceMs: collectGraceMs });
+      log.info(collected, 'collected what no snapshot needs');
+    } catch (error) {
+      // Another node is at it: once is enough.
+      if (!(error instanceof ThawError && error.code === 'conflict'))
+        log.warn({ err: error }, 'nothing was collected');
+    }
+  }
+}
+
+const stretchesOf = (runs: Recording) =>
+  runs
+    .map(({ page, pageCount }) => ({ offsetBytes: page * pageBytes, sizeBytes: pageCount * pageBytes }))
+    .sort((a, b) => a.offsetBytes - b.offsetBytes);
