@@ -90,7 +90,9 @@ describe('snapshot format', () => {
       const name = manifestKey(testId(2));
       const other = { ...manifestKind, magic: 'THAWPIN1' };
       assertRefused(() => openSigned(other, name, testKey, object));
-      assertRefused(() => openSigned({ ...manifestKind, version: manifestKind.version + 1 }, name, testKey, object));
+      assertRefused(() =>
+        openSigned({ ...manifestKind, version: manifestKind.version + 1 }, name, testKey, object),
+      );
       assertRefused(() =>
         decodeManifest(sealSigned(other, name, testKey, object.subarray(headerBytes)), testId(2), testKey),
       );

@@ -140,18 +140,28 @@ export class LocalNode implements NodeClient {
       this.#logs.forget(version.name);
   }
 
-  invoke(version: FunctionVersion, request: GuestRequest): Promise<GuestResponse> {
-    return this.#invocations.invoke(version, request);
+  async invoke(version: FunctionVersion, request: GuestRequest): Promise<GuestResponse> {
+    if (!this.#served.has(keyOf(version))) await this.#take(version);
+    return await this.#invocations.invoke(version, request);
   }
 
-  upgrade(
+  /** It was deployed through another node of this cluster. @throws ThawError `function-not-found`. */
+  async #take(version: FunctionVersion): Promise<void> {
+    const key = keyOf(version);
+    const known = await this.#has(version.snapshotId);
+    if (!known) throw new ThawError('function-not-found', `${key} is not on this node, nor in its store`);
+    await this.serve(version);
+  }
+
+  async upgrade(
     version: FunctionVersion,
     request: IncomingMessage,
     path: string,
     socket: Duplex,
     head: Buffer,
   ): Promise<void> {
-    return this.#invocations.upgrade(version, request, path, socket, head);
+    if (!this.#served.has(keyOf(version))) await this.#take(version);
+    await this.#invocations.upgrade(version, request, path, socket, head);
   }
 
   logs(name: string, signal: AbortSignal): AsyncIterable<LogEvent> {

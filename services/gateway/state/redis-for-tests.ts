@@ -1,4 +1,5 @@
-// Owns a real redis-server for one test file: on a unix socket in a directory of its own, nothing kept on disk.
+// Owns a real redis-server for one test file: on a unix socket in a directory of its own, and on a port of loopback for
+// those who need an address; nothing kept on disk.
 // Invariant: `stop` leaves neither process nor directory.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -10,13 +11,16 @@ import { ThawError } from '../../../shared/errors.ts';
 
 export interface RedisForTests {
   socketPath: string;
+  /** `redis://127.0.0.1:PORT`; only when a port was asked for. */
+  url: string | undefined;
   /** Ends the server; `start` brings an empty one back on the same socket. */
   kill(): Promise<void>;
   start(): Promise<void>;
   stop(): Promise<void>;
 }
 
-export async function startRedis(): Promise<RedisForTests> {
+/** @param port of loopback; none when absent. */
+export async function startRedis(port = 0): Promise<RedisForTests> {
   const dir = await mkdtemp(join(tmpdir(), 'thaw-redis-'));
   const socketPath = join(dir, 'redis.sock');
   let server: ChildProcess | undefined;
@@ -29,11 +33,12 @@ export async function startRedis(): Promise<RedisForTests> {
     await ended;
   };
   const start = async () => {
-    server = await launch(dir, socketPath);
+    server = await launch(dir, socketPath, port);
   };
   await start();
   return {
     socketPath,
+    url: port === 0 ? undefined : `redis://127.0.0.1:${port}`,
     kill,
     start,
     stop: async () => {
@@ -43,8 +48,21 @@ export async function startRedis(): Promise<RedisForTests> {
   };
 }
 
-async function launch(dir: string, socketPath: string): Promise<ChildProcess> {
-  const args = ['--port', '0', '--unixsocket', socketPath, '--dir', dir, '--save', '', '--appendonly', 'no'];
+async function launch(dir: string, socketPath: string, port: number): Promise<ChildProcess> {
+  const args = [
+    '--bind',
+    '127.0.0.1',
+    '--port',
+    String(port),
+    '--unixsocket',
+    socketPath,
+    '--dir',
+    dir,
+    '--save',
+    '',
+    '--appendonly',
+    'no',
+  ];
   const server = spawn('redis-server', args, { stdio: ['ignore', 'pipe', 'inherit'] });
   const ready = new Promise<void>((resolve, reject) => {
     server.once('error', () =>
