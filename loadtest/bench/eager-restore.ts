@@ -14,7 +14,7 @@ import { type Child, startChild } from '../../pool/host/child.ts';
 import { capturedFilesIn } from '../../pool/host/paths.ts';
 import { recordProcess } from '../../pool/host/process-table.ts';
 import type { MachineShape } from '../../pool/hypervisor/hypervisor.ts';
-import { qemuArgs } from '../../pool/hypervisor/qemu/command-line.ts';
+import { devicesInput, qemuArgs } from '../../pool/hypervisor/qemu/command-line.ts';
 import { createOverlay } from '../../pool/hypervisor/qemu/overlay.ts';
 import { QemuMachine } from '../../pool/hypervisor/qemu/qemu-machine.ts';
 import { readRecord, type SnapshotRecord } from '../../pool/snapshot/record.ts';
@@ -112,14 +112,26 @@ export async function restoreEagerly(world: BenchWorld, snapshot: EagerSnapshot)
 
 async function resumed(machine: QemuMachine): Promise<void> {
   try {
-    await Promise.all([
-      machine.qmp.event('RESUME', migrationTimeoutMs),
-      machine.qmp.execute('cont', undefined, migrationTimeoutMs),
-    ]);
+    await loaded(machine);
+    await Promise.all([machine.qmp.event('RESUME'), machine.qmp.execute('cont')]);
   } catch (error) {
     await machine.destroy();
     const { stderrTail } = await machine.exited;
     throw new Error(`QEMU did not resume: ${stderrTail.trim()}`, { cause: error });
+  }
+}
+
+/** The stream says that its VM was paused, and a `cont` that comes while it loads is forgotten over that. */
+async function loaded({ qmp }: QemuMachine): Promise<void> {
+  const capabilities = [{ capability: 'events', state: true }];
+  await qmp.execute('migrate-set-capabilities', { capabilities });
+  const status = async () =>
+    ((await qmp.event('MIGRATION', migrationTimeoutMs)) as { status: string }).status;
+  let next = status();
+  await qmp.execute('migrate-incoming', { uri: devicesInput }, migrationTimeoutMs);
+  for (let now = await next; now !== 'completed'; now = await next) {
+    if (now === 'failed') throw new Error('QEMU could not load the stream');
+    next = status();
   }
 }
 
@@ -134,7 +146,7 @@ async function spawnEager(world: BenchWorld, snapshot: EagerSnapshot, diskPath: 
     pagesPath: 'unused',
     sharedMemory: false,
     diskPath,
-    mode: 'restore',
+    mode: 'restore-later',
   });
   const memory = args.findIndex((arg) => arg.startsWith('memory-backend-file,'));
   args[memory] = `memory-backend-ram,id=ram0,size=${shape.memoryMb}M`;

@@ -66,11 +66,15 @@ async function announcement(child: ChildProcess): Promise<{ url: string; hypervi
   const ended = once(child, 'exit').then(([code, signal]) => {
     throw new Error(`thaw up ended with ${signal ?? `exit code ${code}`}; see above`);
   });
-  const announced = new Promise<{ url: string; hypervisor: string }>((resolve) => {
+  const announced = new Promise<{ url: string; hypervisor: string }>((resolve, reject) => {
     let output = '';
     child.stdout!.setEncoding('utf8').on('data', (chunk: string) => {
       output += chunk;
-      if (output.trimEnd().endsWith('}')) resolve(JSON.parse(output));
+      if (!output.trimEnd().endsWith('}')) return;
+      const said = JSON.parse(output);
+      // A failed start says why in the same place.
+      if ('url' in said) resolve(said);
+      else reject(new Error(`thaw up: ${output.trim()}`));
     });
   });
   ended.catch(() => {});
