@@ -3,7 +3,7 @@
 // Invariant: a clone is idle when its figure has stopped changing, not when some time has passed.
 import { readFile } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
-import { capturedFilesIn } from '../../../pool/host/paths.ts';
+import { capturedFilesIn, cloneFilesDir } from '../../../pool/host/paths.ts';
 import type { Vm } from '../../../pool/vm.ts';
 import { acceleratorOption, type BenchWorld, buildHello, openBenchWorld } from '../bench-world.ts';
 import type { Bench, Benchmark, Metric, Outcome } from '../benchmark.ts';
@@ -76,10 +76,11 @@ async function settled(vms: Vm[]): Promise<Memory[]> {
 
 /** The part of the anonymous memory that is the guest's own writes; the rest is the VMM's heap and translated code. */
 async function changedByGuests(world: BenchWorld, vms: Vm[]): Promise<number> {
-  const { pagesPath } = capturedFilesIn(world.paths.snapshotDir(vms[0]!.snapshotId));
-  const changed = vms.map(async ({ pid }) => {
+  const changed = vms.map(async ({ pid, vmId }) => {
+    const { pagesPath } = capturedFilesIn(cloneFilesDir(world.paths.vmDir(vmId)));
     const mappings = (await readFile(`/proc/${pid}/smaps`, 'utf8')).split(/\n(?=[0-9a-f]+-[0-9a-f]+ )/);
     const ofPages = mappings.filter((mapping) => mapping.includes(pagesPath));
+    if (ofPages.length === 0) throw new Error(`process ${pid} does not map ${pagesPath}`);
     return ofPages.reduce(
       (sum, mapping) => sum + Number(/^Anonymous:\s+(\d+) kB/m.exec(mapping)?.[1]) * 1024,
       0,
