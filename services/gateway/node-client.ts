@@ -14,7 +14,8 @@ export interface FunctionVersion {
   version: number;
   snapshotId: string;
   manifest: ResolvedManifest;
-  bundleSha256: string;
+  /** null: made from a snapshot; it cannot be built again. */
+  bundleSha256: string | null;
   createdAt: string;
 }
 
@@ -28,6 +29,13 @@ export interface DeployRequest {
   onOutput?: (text: string) => void;
   /** Aborts when nobody waits for the result any more: time-out, lost build lease. */
   signal?: AbortSignal;
+}
+
+export interface EndpointRequest extends Pick<DeployRequest, 'name' | 'version' | 'onOutput' | 'signal'> {
+  /** With the port where the server answers; with a command, that starts it. */
+  manifest: ResolvedManifest & { port: number };
+  /** By id or name: what the version's own snapshot is made from. */
+  fromSnapshot: string;
 }
 
 export interface GuestRequest {
@@ -106,10 +114,18 @@ export interface CaptureSandboxRequest {
 }
 
 export interface NodeClient {
-  /** Makes a version known and keeps its warm target; idempotent. Rebuilds its snapshot from the bundle when it is missing or incompatible. */
+  /**
+   * Makes a version known and keeps its warm target; idempotent. Rebuilds its snapshot from the bundle when it is missing
+   * or incompatible. @throws ThawError `template-not-found` | `incompatible` when there is no bundle.
+   */
   serve(version: FunctionVersion): Promise<{ snapshotId: string }>;
   /** Builds the snapshot of a new version; does not serve it yet. @throws ThawError `build-failed` | `start-failed`. */
   deploy(request: DeployRequest): Promise<{ snapshotId: string }>;
+  /**
+   * Makes the snapshot of a new version from another snapshot in which its server runs or can be started; the other one
+   * may be removed afterwards. @throws ThawError `template-not-found` | `start-failed` naming the port.
+   */
+  deployFromSnapshot(request: EndpointRequest): Promise<{ snapshotId: string }>;
   /** Stops serving a version and deletes its snapshot. */
   retire(version: FunctionVersion): Promise<void>;
   invoke(version: FunctionVersion, request: GuestRequest): Promise<GuestResponse>;

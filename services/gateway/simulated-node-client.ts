@@ -15,6 +15,7 @@ import { newSnapshotId, snapshotIdOf } from '../../shared/ids.ts';
 import type {
   CaptureSandboxRequest,
   DeployRequest,
+  EndpointRequest,
   FunctionVersion,
   GuestRequest,
   GuestResponse,
@@ -92,6 +93,18 @@ export class SimulatedNodeClient implements NodeClient {
     const hash = createHash('sha256');
     await pipeline(createReadStream(request.bundlePath), hash);
     return { snapshotId: snapshotIdOf(hash.digest('hex')) };
+  }
+
+  /** As in a real one, nothing of the snapshot is needed any more when it returns. */
+  async deployFromSnapshot(request: EndpointRequest): Promise<{ snapshotId: string }> {
+    const { manifest, fromSnapshot } = request;
+    const { port, command } = manifest;
+    await this.buildGate;
+    this.#failWhenAsked('deploy');
+    await this.inspectSnapshot(fromSnapshot);
+    if (command === undefined && !this.openPorts.has(port))
+      throw new ThawError('start-failed', `nothing serves HTTP on port ${port}`);
+    return { snapshotId: newSnapshotId() };
   }
 
   async retire(version: FunctionVersion): Promise<void> {

@@ -89,8 +89,8 @@ function buildFailure({ code, detail, output }: NonNullable<DeployedVersion['err
 export async function deployUnlessServed(client: ApiClient, dir: string, progress: Progress): Promise<void> {
   const bundle = await packDirectory(dir);
   const served = await client.send(`/v1/functions/${bundle.name}`);
-  const known = (await served.body.json()) as { current?: { bundle: { sha256: string } } | null };
-  if (served.statusCode === 200 && known.current?.bundle.sha256 === (await contentHashOf(bundle))) return;
+  const known = (await served.body.json()) as { current?: { bundle: { sha256: string } | null } | null };
+  if (served.statusCode === 200 && known.current?.bundle?.sha256 === (await contentHashOf(bundle))) return;
   await deployDirectory(client, dir, progress);
 }
 
