@@ -107,6 +107,22 @@ export interface SnapshotFacts {
   createdAt: string;
 }
 
+/** What was looked at of one copy of a snapshot, and what of it is not as it should be. */
+export interface VerifiedCopy {
+  /** `local`: the files of this node: there, of the right size and form, readable. `store`: every frame, by its checksum. */
+  copy: 'local' | 'store';
+  units: 'files' | 'frames';
+  checked: number;
+  /** That were read. */
+  bytes: number;
+  damaged: { what: string; reason: string }[];
+}
+
+export interface SnapshotVerification {
+  snapshotId: string;
+  copies: VerifiedCopy[];
+}
+
 export interface CaptureSandboxRequest {
   names: string[];
   /** False: the sandbox stays paused and its VM ends (its record is the caller's). */
@@ -155,6 +171,8 @@ export interface NodeClient {
   listSnapshots(): Promise<SnapshotFacts[]>;
   /** By id or name. @throws ThawError `template-not-found`. */
   inspectSnapshot(idOrName: string): Promise<SnapshotFacts>;
+  /** By id or name: reads all of it and changes nothing. @throws ThawError `template-not-found`. */
+  verifySnapshot(idOrName: string): Promise<SnapshotVerification>;
   /** By id or name. Clones and children keep what they need. @throws ThawError `template-not-found` | `conflict` for what a function or template needs. */
   removeSnapshot(idOrName: string): Promise<void>;
   /** Streams a request to a port of the sandbox. @throws ThawError `sandbox-not-found` | `guest-unreachable`. */

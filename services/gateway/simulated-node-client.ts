@@ -23,6 +23,7 @@ import type {
   SandboxFacts,
   SandboxRequest,
   SnapshotFacts,
+  SnapshotVerification,
 } from './node-client.ts';
 
 interface SimulatedSandbox extends SandboxRequest {
@@ -235,6 +236,12 @@ export class SimulatedNodeClient implements NodeClient {
     if (found === undefined)
       throw new ThawError('template-not-found', `no snapshot ${JSON.stringify(idOrName)}`);
     return found;
+  }
+
+  async verifySnapshot(idOrName: string): Promise<SnapshotVerification> {
+    const { snapshotId } = await this.inspectSnapshot(idOrName);
+    const copy = { copy: 'local', units: 'files', checked: 1, bytes: 4096, damaged: [] } as const;
+    return { snapshotId, copies: [{ ...copy, damaged: [] }] };
   }
 
   async removeSnapshot(idOrName: string): Promise<void> {

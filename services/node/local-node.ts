@@ -22,6 +22,7 @@ import type {
   SandboxFacts,
   SandboxRequest,
   SnapshotFacts,
+  SnapshotVerification,
 } from '../gateway/node-client.ts';
 import { buildEndpoint } from './endpoint-build.ts';
 import { FunctionLogs } from './function-logs.ts';
@@ -224,6 +225,10 @@ export class LocalNode implements NodeClient {
 
   inspectSnapshot(idOrName: string): Promise<SnapshotFacts> {
     return this.#snapshots.inspect(idOrName);
+  }
+
+  verifySnapshot(idOrName: string): Promise<SnapshotVerification> {
+    return this.#snapshots.verify(idOrName);
   }
 
   removeSnapshot(idOrName: string): Promise<void> {
