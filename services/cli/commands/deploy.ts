@@ -5,6 +5,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import type { Command } from 'commander';
 import type { EndpointBody } from '../../../shared/function-manifest.ts';
 import { receiveBundle } from '../../gateway/bundle.ts';
 import { gatewayDefaults } from '../../gateway/gateway-config.ts';
@@ -31,8 +32,14 @@ const pollMs = 1_000;
 interface DeployFlags {
   name?: string;
   fromSnapshot?: string;
-  port?: number;
+  port?: string;
   command?: string;
+}
+
+/** Without a snapshot `--port` means Thaw's own, as for all commands that talk to it. */
+function takePort(command: Command, flags: DeployFlags): DeployFlags {
+  if (flags.fromSnapshot !== undefined) command.setOptionValue('port', undefined);
+  return flags;
 }
 
 function portOf(text: string): number {
@@ -42,45 +49,47 @@ function portOf(text: string): number {
 }
 
 export const addDeploy: AddCommand = (program, session) => {
-  withClientOptions(program.command('deploy [dir]'))
+  withClientOptions(program.command('deploy [dir]'), ['dataDir', 'host'])
     .description("deploy a directory, or a sandbox's snapshot, as a function and wait until it serves")
     .option('--name <NAME>', "the function's name, where thaw.json does not give it")
     .option(
       '--from-snapshot <ID>',
       'instead of a directory: a snapshot, by id or name, in which a server runs',
     )
-    .option('--port <PORT>', 'with --from-snapshot: where the server answers, inside the sandbox', portOf)
+    .option(
+      '--port <PORT>',
+      'with --from-snapshot: where the server answers, inside the sandbox; else where Thaw answers',
+    )
     .option('--command <SHELL>', 'with --from-snapshot: starts the server, if none runs')
-    .action(async (dir: string | undefined, options: DeployFlags, command) =>
-      session.withClient(command, async (client, output) => {
+    .action(async (dir: string | undefined, options: DeployFlags, command: Command) => {
+      const flags = takePort(command, { ...options });
+      const work = workOf(dir, flags);
+      await session.withClient(command, async (client, output) => {
         const startedAtMs = performance.now();
-        const progress = createProgress(session.stderr);
-        const version = await deployAny(client, dir, options, progress);
+        const version = await work(client, createProgress(session.stderr));
         const elapsedMs = Math.round(performance.now() - startedAtMs);
         const url = `${client.url}/fn/${version.name}/`;
         output.value({ ...version, url, elapsedMs });
         output.line(`${version.name}@${version.version} is ready after ${secondsText(elapsedMs)}\n${url}`);
-      }),
-    );
+      });
+    });
 };
 
-function deployAny(
-  client: ApiClient,
-  dir: string | undefined,
-  flags: DeployFlags,
-  progress: Progress,
-): Promise<DeployedVersion> {
-  const { name, fromSnapshot, port, command } = flags;
+type Work = (client: ApiClient, progress: Progress) => Promise<DeployedVersion>;
+
+/** @throws UsageError before anything is asked of Thaw. */
+function workOf(dir: string | undefined, { name, fromSnapshot, port, command }: DeployFlags): Work {
   if (fromSnapshot === undefined) {
-    if (dir === undefined || port !== undefined || command !== undefined)
-      throw new UsageError('give a directory; --port and --command belong to --from-snapshot');
-    return deployDirectory(client, dir, progress, name);
+    if (dir === undefined || command !== undefined)
+      throw new UsageError('give a directory, or --from-snapshot with --name, --port and maybe --command');
+    return (client, progress) => deployDirectory(client, dir, progress, name);
   }
   if (dir !== undefined) throw new UsageError('give a directory or --from-snapshot, not both');
   if (name === undefined || port === undefined)
     throw new UsageError('--from-snapshot needs --name and --port');
   const argv = command === undefined ? {} : { command: ['/bin/bash', '-c', command] };
-  return deploySnapshot(client, { name, fromSnapshot, port, ...argv }, progress);
+  const body = { name, fromSnapshot, port: portOf(port), ...argv };
+  return (client, progress) => deploySnapshot(client, body, progress);
 }
 
 /** @throws ApiError naming the port when nothing answers there. */
