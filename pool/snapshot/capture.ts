@@ -40,7 +40,10 @@ export interface CaptureRequest {
   names?: readonly string[];
   /** Whose memory it is, for those who look for it later. */
   source?: string;
-  /** Given: it becomes a function version's, whose clones' runner answers these paths before they count as warm. */
+  /**
+   * Given: it becomes a function version's, whose clones' runner answers these paths before they count as warm; and
+   * it is told to nobody before its builder has finished it.
+   */
   prime?: readonly string[];
   /** False: the VM stays paused and is then destroyed; when the capture fails it runs on all the same. */
   resume: boolean;
@@ -237,7 +240,7 @@ class Capture {
     };
     await writeRecord(this.#partialDir, record);
     await publishDirectory(this.#partialDir, this.#dir);
-    this.#library.added(record);
+    if (!this.#request.prime) this.#library.added(record);
     metrics.snapshotDirtyBytes.inc(bytesOf(delta));
     return record;
   }

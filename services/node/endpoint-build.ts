@@ -80,6 +80,7 @@ async function finish(library: SnapshotLibrary, snapshotId: string, signal: Abor
   try {
     await library.materialise(snapshotId);
     signal.throwIfAborted();
+    library.added(await library.record(snapshotId));
     return snapshotId;
   } catch (error) {
     await library.remove(snapshotId);
