@@ -39,6 +39,8 @@ export interface SnapshotBuilderOptions {
   library?: SnapshotLibrary;
   bootTimeoutMs?: number;
   startTimeoutMs?: number;
+  /** False: files that the guest's kernel had read stay in the snapshot. To measure what that is worth. */
+  dropCaches?: boolean;
 }
 
 /** A machine with its memory in `partialDir`, ready to become a snapshot. */
@@ -188,12 +190,12 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
 
   async #capture(work: CaptureWork): Promise<string> {
     const { snapshotId, shape, machine, control, partialDir, of } = work;
-    const { hypervisor, image, paths } = this.#options;
+    const { hypervisor, image, paths, dropCaches = true } = this.#options;
     const nonce = randomBytes(16).toString('hex');
     const onStage = (stage: string, elapsedMs: number) =>
       metrics.snapshotStage.observe({ stage }, elapsedMs / 1000);
     const sealStartMs = performance.now();
-    await control.request({ op: 'seal', nonce }, 30_000);
+    await control.request({ op: 'seal', nonce, dropCaches }, 30_000);
     onStage('seal', performance.now() - sealStartMs);
     const files = capturedFilesIn(partialDir);
     await machine.captureInPlace(files, onStage);

@@ -9,6 +9,7 @@ export const benchmarks: Record<string, () => Promise<Benchmark>> = {
   density: async () => (await import('./benchmarks/density.ts')).density,
   gateway: async () => (await import('./benchmarks/gateway.ts')).gateway,
   restore: async () => (await import('./benchmarks/restore.ts')).restore,
+  snapshot: async () => (await import('./benchmarks/snapshot.ts')).snapshot,
   tti: async () => (await import('./benchmarks/tti.ts')).tti,
   uniqueness: async () => (await import('./benchmarks/uniqueness.ts')).uniqueness,
 };

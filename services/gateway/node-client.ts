@@ -14,7 +14,8 @@ export interface FunctionVersion {
   version: number;
   snapshotId: string;
   manifest: ResolvedManifest;
-  bundleSha256: string;
+  /** null: made from a snapshot; it cannot be built again. */
+  bundleSha256: string | null;
   createdAt: string;
 }
 
@@ -28,6 +29,13 @@ export interface DeployRequest {
   onOutput?: (text: string) => void;
   /** Aborts when nobody waits for the result any more: time-out, lost build lease. */
   signal?: AbortSignal;
+}
+
+export interface EndpointRequest extends Pick<DeployRequest, 'name' | 'version' | 'onOutput' | 'signal'> {
+  /** With the port where the server answers; with a command, that starts it. */
+  manifest: ResolvedManifest & { port: number };
+  /** By id or name: what the version's own snapshot is made from. */
+  fromSnapshot: string;
 }
 
 export interface GuestRequest {
@@ -99,6 +107,22 @@ export interface SnapshotFacts {
   createdAt: string;
 }
 
+/** What was looked at of one copy of a snapshot, and what of it is not as it should be. */
+export interface VerifiedCopy {
+  /** `local`: the files of this node: there, of the right size and form, readable. `store`: every frame, by its checksum. */
+  copy: 'local' | 'store';
+  units: 'files' | 'frames';
+  checked: number;
+  /** That were read. */
+  bytes: number;
+  damaged: { what: string; reason: string }[];
+}
+
+export interface SnapshotVerification {
+  snapshotId: string;
+  copies: VerifiedCopy[];
+}
+
 export interface CaptureSandboxRequest {
   names: string[];
   /** False: the sandbox stays paused and its VM ends (its record is the caller's). */
@@ -106,10 +130,18 @@ export interface CaptureSandboxRequest {
 }
 
 export interface NodeClient {
-  /** Makes a version known and keeps its warm target; idempotent. Rebuilds its snapshot from the bundle when it is missing or incompatible. */
+  /**
+   * Makes a version known and keeps its warm target; idempotent. Rebuilds its snapshot from the bundle when it is missing
+   * or incompatible. @throws ThawError `template-not-found` | `incompatible` when there is no bundle.
+   */
   serve(version: FunctionVersion): Promise<{ snapshotId: string }>;
   /** Builds the snapshot of a new version; does not serve it yet. @throws ThawError `build-failed` | `start-failed`. */
   deploy(request: DeployRequest): Promise<{ snapshotId: string }>;
+  /**
+   * Makes the snapshot of a new version from another snapshot in which its server runs or can be started; the other one
+   * may be removed afterwards. @throws ThawError `template-not-found` | `start-failed` naming the port.
+   */
+  deployFromSnapshot(request: EndpointRequest): Promise<{ snapshotId: string }>;
   /** Stops serving a version and deletes its snapshot. */
   retire(version: FunctionVersion): Promise<void>;
   invoke(version: FunctionVersion, request: GuestRequest): Promise<GuestResponse>;
@@ -139,6 +171,8 @@ export interface NodeClient {
   listSnapshots(): Promise<SnapshotFacts[]>;
   /** By id or name. @throws ThawError `template-not-found`. */
   inspectSnapshot(idOrName: string): Promise<SnapshotFacts>;
+  /** By id or name: reads all of it and changes nothing. @throws ThawError `template-not-found`. */
+  verifySnapshot(idOrName: string): Promise<SnapshotVerification>;
   /** By id or name. Clones and children keep what they need. @throws ThawError `template-not-found` | `conflict` for what a function or template needs. */
   removeSnapshot(idOrName: string): Promise<void>;
   /** Streams a request to a port of the sandbox. @throws ThawError `sandbox-not-found` | `guest-unreachable`. */

@@ -15,6 +15,7 @@ import { newSnapshotId, snapshotIdOf } from '../../shared/ids.ts';
 import type {
   CaptureSandboxRequest,
   DeployRequest,
+  EndpointRequest,
   FunctionVersion,
   GuestRequest,
   GuestResponse,
@@ -22,6 +23,7 @@ import type {
   SandboxFacts,
   SandboxRequest,
   SnapshotFacts,
+  SnapshotVerification,
 } from './node-client.ts';
 
 interface SimulatedSandbox extends SandboxRequest {
@@ -92,6 +94,18 @@ export class SimulatedNodeClient implements NodeClient {
     const hash = createHash('sha256');
     await pipeline(createReadStream(request.bundlePath), hash);
     return { snapshotId: snapshotIdOf(hash.digest('hex')) };
+  }
+
+  /** As in a real one, nothing of the snapshot is needed any more when it returns. */
+  async deployFromSnapshot(request: EndpointRequest): Promise<{ snapshotId: string }> {
+    const { manifest, fromSnapshot } = request;
+    const { port, command } = manifest;
+    await this.buildGate;
+    this.#failWhenAsked('deploy');
+    await this.inspectSnapshot(fromSnapshot);
+    if (command === undefined && !this.openPorts.has(port))
+      throw new ThawError('start-failed', `nothing serves HTTP on port ${port}`);
+    return { snapshotId: newSnapshotId() };
   }
 
   async retire(version: FunctionVersion): Promise<void> {
@@ -222,6 +236,12 @@ export class SimulatedNodeClient implements NodeClient {
     if (found === undefined)
       throw new ThawError('template-not-found', `no snapshot ${JSON.stringify(idOrName)}`);
     return found;
+  }
+
+  async verifySnapshot(idOrName: string): Promise<SnapshotVerification> {
+    const { snapshotId } = await this.inspectSnapshot(idOrName);
+    const copy = { copy: 'local', units: 'files', checked: 1, bytes: 4096, damaged: [] } as const;
+    return { snapshotId, copies: [{ ...copy, damaged: [] }] };
   }
 
   async removeSnapshot(idOrName: string): Promise<void> {

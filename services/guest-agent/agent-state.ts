@@ -49,6 +49,10 @@ export class AgentState {
   get sandbox(): SandboxInit | undefined {
     return this.#sandbox;
   }
+  /** Of the sandbox whose snapshot this VM came from. */
+  get inheritedEnvVars(): Record<string, string> {
+    return this.#inherited?.envVars ?? {};
+  }
   /** Settles when the state is no longer `held`: it is a clone's now, or its own again. */
   get released(): Promise<void> {
     return this.#state === 'held' ? this.#held.promise : Promise.resolve();

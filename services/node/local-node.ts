@@ -14,6 +14,7 @@ import type { Log } from '../../shared/log.ts';
 import type {
   CaptureSandboxRequest,
   DeployRequest,
+  EndpointRequest,
   FunctionVersion,
   GuestRequest,
   GuestResponse,
@@ -21,7 +22,9 @@ import type {
   SandboxFacts,
   SandboxRequest,
   SnapshotFacts,
+  SnapshotVerification,
 } from '../gateway/node-client.ts';
+import { buildEndpoint } from './endpoint-build.ts';
 import { FunctionLogs } from './function-logs.ts';
 import { Invocations } from './invocations.ts';
 import { NodeSandboxes } from './node-sandboxes.ts';
@@ -86,7 +89,9 @@ export class LocalNode implements NodeClient {
   async serve(version: FunctionVersion): Promise<{ snapshotId: string }> {
     const { loadSnapshot } = this.#options;
     const known = await this.#has(version.snapshotId);
-    const snapshotId = known ? version.snapshotId : await this.#rebuild(version);
+    // Without a bundle there is nothing to build it from: the load below says what is wrong with it.
+    const keeps = known || version.bundleSha256 === null;
+    const snapshotId = keeps ? version.snapshotId : await this.#rebuild(version, version.bundleSha256!);
     await loadSnapshot(snapshotId);
     const { warm, recycle, concurrency } = version.manifest;
     this.#pool.configure(snapshotId, { ...warm, recycle, concurrency });
@@ -108,11 +113,10 @@ export class LocalNode implements NodeClient {
   }
 
   /** Its snapshot is missing, or another hypervisor or image made it: the bundle has all that is needed. */
-  #rebuild(version: FunctionVersion): Promise<string> {
+  #rebuild(version: FunctionVersion, bundleSha256: string): Promise<string> {
     const { log, bundlePath } = this.#options;
     log.info({ function: version.name, version: version.version }, 'rebuilding the snapshot of a version');
-    const { bundleSha256 } = version;
-    return this.deploy({ ...version, bundlePath: bundlePath(bundleSha256) }).then(
+    return this.deploy({ ...version, bundleSha256, bundlePath: bundlePath(bundleSha256) }).then(
       ({ snapshotId }) => snapshotId,
     );
   }
@@ -127,6 +131,13 @@ export class LocalNode implements NodeClient {
     const { library } = this.#options;
     library.added(await library.record(snapshotId));
     return { snapshotId };
+  }
+
+  async deployFromSnapshot(request: EndpointRequest): Promise<{ snapshotId: string }> {
+    const { snapshotId } = await this.#snapshots.find(request.fromSnapshot);
+    if (snapshotId !== this.#baseSnapshotId) await this.#snapshots.serve(snapshotId);
+    const { library } = this.#options;
+    return { snapshotId: await buildEndpoint({ pool: this.#pool, library }, snapshotId, request) };
   }
 
   async retire(version: FunctionVersion): Promise<void> {
@@ -214,6 +225,10 @@ export class LocalNode implements NodeClient {
 
   inspectSnapshot(idOrName: string): Promise<SnapshotFacts> {
     return this.#snapshots.inspect(idOrName);
+  }
+
+  verifySnapshot(idOrName: string): Promise<SnapshotVerification> {
+    return this.#snapshots.verify(idOrName);
   }
 
   removeSnapshot(idOrName: string): Promise<void> {

@@ -1,5 +1,5 @@
 // Owns what one more idle clone costs in memory: the VMM's proportional set size, the page file's pages that clones
-// share counted once over all of them.
+// share counted once over all of them; and what a template and a sibling's snapshot take in a store.
 // Invariant: a clone is idle when its figure has stopped changing, not when some time has passed.
 import { readFile } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
@@ -8,6 +8,7 @@ import type { Vm } from '../../../pool/vm.ts';
 import { acceleratorOption, type BenchWorld, buildHello, openBenchWorld } from '../bench-world.ts';
 import type { Bench, Benchmark, Metric, Outcome } from '../benchmark.ts';
 import { median } from '../percentile.ts';
+import { storedSizes } from '../stored-size.ts';
 
 const counts = [8, 32];
 /** By hand a clone cost 39 MB, of which 33 were QEMU's own. */
@@ -17,7 +18,7 @@ const settleTimeoutMs = 30_000;
 
 export const density: Benchmark = {
   name: 'density',
-  summary: 'memory of an idle clone (PSS of its VMM), at 8 and at 32 clones',
+  summary: 'memory of an idle clone (PSS of its VMM), at 8 and at 32 clones; stored size of snapshots',
   n: { default: 32, description: 'clones at most; fewer than 32 leaves that row out' },
   options: {
     ...acceleratorOption,
@@ -38,6 +39,9 @@ async function run(bench: Bench): Promise<Outcome> {
     metrics.push(...(await costAt(world, vms)));
   }
   if (metrics.length === 0) throw new Error(`--n: expected at least ${counts[0]}`);
+  await Promise.all(vms.map((vm) => vm.destroy()));
+  bench.progress('storing a template and two siblings');
+  metrics.push(...(await storedSizes(world, bench.number('memory-mb'))));
   return { n: vms.length, ...world.facts, metrics };
 }
 

@@ -1,4 +1,4 @@
-// Owns Thaw's own snapshot routes: list, inspect, remove. Refuses to own taking them (sandbox-capture.ts).
+// Owns Thaw's own snapshot routes: list, inspect, verify, remove. Refuses to own taking them (sandbox-capture.ts).
 // Invariant: a snapshot is shown with what it costs: its unique bytes, its pause by stage, what it fits to.
 import type { FastifyInstance } from 'fastify';
 import { type GatewayContext, requireCaller } from '../gateway-context.ts';
@@ -12,6 +12,9 @@ export function snapshotRoutes(context: GatewayContext) {
     app.get('/v1/snapshots', async () => ({ snapshots: await node.listSnapshots() }));
     app.get<{ Params: { id: string } }>('/v1/snapshots/:id', async ({ params }) =>
       node.inspectSnapshot(params.id),
+    );
+    app.get<{ Params: { id: string } }>('/v1/snapshots/:id/verification', async ({ params }) =>
+      node.verifySnapshot(params.id),
     );
     app.delete<{ Params: { id: string } }>('/v1/snapshots/:id', async ({ params }, reply) => {
       await node.removeSnapshot(params.id);

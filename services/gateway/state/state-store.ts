@@ -11,8 +11,11 @@ export interface VersionRecord {
   version: number;
   state: VersionState;
   manifest: ResolvedManifest;
-  bundleSha256: string;
-  bundleSizeBytes: number;
+  /** null, and so the size: made from a snapshot. */
+  bundleSha256: string | null;
+  bundleSizeBytes: number | null;
+  /** The snapshot it was made from; it need not exist any more. */
+  fromSnapshot?: string;
   snapshotId: string | null;
   createdAt: string;
   finishedAt: string | null;
@@ -27,7 +30,10 @@ export interface FunctionView {
   versions: VersionRecord[];
 }
 
-export type NewVersion = Pick<VersionRecord, 'name' | 'manifest' | 'bundleSha256' | 'bundleSizeBytes'>;
+export type NewVersion = Pick<
+  VersionRecord,
+  'name' | 'manifest' | 'bundleSha256' | 'bundleSizeBytes' | 'fromSnapshot'
+>;
 
 export interface FunctionStore {
   /** The hot path: a ready version, the current one when none is named. */
