@@ -169,7 +169,8 @@ export interface SandboxInit {
   accessToken: string;
   /** Added to those of the sandbox whose snapshot this VM came from; the same name: these win. */
   envVars: Record<string, string>;
-  defaultUser: string;
+  /** Absent: that of the sandbox whose snapshot this VM came from, else `user`. */
+  defaultUser?: string;
   /** Absent: that of the sandbox whose snapshot this VM came from, if it had one. */
   defaultWorkdir?: string;
 }

@@ -2,7 +2,7 @@
 // Refuses to own placement. Invariant: nothing here names a VM, a socket or a file of the node.
 import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
 import type { Duplex, Readable } from 'node:stream';
-import type { LogEvent } from '../../shared/agent-protocol.ts';
+import type { LogEvent, SandboxInit } from '../../shared/agent-protocol.ts';
 import type { ResolvedManifest } from '../../shared/function-manifest.ts';
 
 /** How a request got its VM (see pool/vm.ts). */
@@ -157,7 +157,11 @@ export interface NodeClient {
   logs(name: string, signal: AbortSignal): AsyncIterable<LogEvent>;
   /** Resolves a template name or snapshot id. @throws ThawError `template-not-found`. */
   resolveTemplate(templateId: string): Promise<{ snapshotId: string; alias: string | null }>;
+  /** The `base` template in another size; it is made when there is none yet, which takes as long as a boot. */
+  baseOfSize(shape: { memoryMb?: number; cpuCount?: number }): Promise<{ snapshotId: string }>;
   createSandbox(request: SandboxRequest): Promise<SandboxFacts>;
+  /** What programs and calls start with from now on: in this sandbox, and in clones of it that are not told otherwise. @throws ThawError `sandbox-not-found`. */
+  setUpSandbox(sandboxId: string, init: SandboxInit): Promise<void>;
   /** @returns false when no such sandbox runs here. */
   killSandbox(sandboxId: string): Promise<boolean>;
   setSandboxEnd(sandboxId: string, endAtMs: number): void;

@@ -9,7 +9,7 @@ import type { Duplex } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Agent, errors } from 'undici';
-import type { LogEvent } from '../../shared/agent-protocol.ts';
+import type { LogEvent, SandboxInit } from '../../shared/agent-protocol.ts';
 import { type ErrorCode, ThawError } from '../../shared/errors.ts';
 import { newSnapshotId, snapshotIdOf } from '../../shared/ids.ts';
 import type {
@@ -155,6 +155,16 @@ export class SimulatedNodeClient implements NodeClient {
     if (templateId !== 'base')
       throw new ThawError('template-not-found', `no template ${JSON.stringify(templateId)}`);
     return { snapshotId: snapshotIdOf('0'.repeat(24)), alias: 'base' };
+  }
+
+  async baseOfSize({ memoryMb = 512, cpuCount = 2 }): Promise<{ snapshotId: string }> {
+    return { snapshotId: snapshotIdOf(`${memoryMb}${cpuCount}`.padEnd(24, '0')) };
+  }
+
+  async setUpSandbox(sandboxId: string, init: SandboxInit): Promise<void> {
+    const sandbox = this.sandboxes.get(sandboxId);
+    if (sandbox === undefined) throw new ThawError('sandbox-not-found', 'no such sandbox');
+    Object.assign(sandbox, init);
   }
 
   async createSandbox(request: SandboxRequest): Promise<SandboxFacts> {

@@ -135,12 +135,11 @@ function sandboxInitOf(message: Message): SandboxInit {
   const accessToken = textField(message, 'accessToken');
   const defaultUser = textField(message, 'defaultUser');
   if (accessToken === '') throw new ConnectError('invalid_argument', 'accessToken is missing');
-  if (defaultUser === '') throw new ConnectError('invalid_argument', 'defaultUser is missing');
   const workdir = textField(message, 'defaultWorkdir');
   return {
     accessToken,
     envVars: textMapField(message, 'envVars'),
-    defaultUser,
+    ...(defaultUser === '' ? {} : { defaultUser }),
     ...(workdir === '' ? {} : { defaultWorkdir: workdir }),
   };
 }

@@ -8,7 +8,7 @@ import type { Pool, PoolPolicy } from '../../pool/pool.ts';
 import type { SnapshotLibrary } from '../../pool/snapshot/library.ts';
 import type { StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
 import type { SnapshotBuilder, Vm } from '../../pool/vm.ts';
-import type { ControlEvent, LogEvent } from '../../shared/agent-protocol.ts';
+import type { ControlEvent, LogEvent, SandboxInit } from '../../shared/agent-protocol.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type {
@@ -190,11 +190,22 @@ export class LocalNode implements NodeClient {
     return { snapshotId, alias: names[0] ?? null };
   }
 
+  async baseOfSize(shape: { memoryMb?: number; cpuCount?: number }): Promise<{ snapshotId: string }> {
+    const { baseShape, builder } = this.#options;
+    const { memoryMb = baseShape.memoryMb, cpuCount = baseShape.vcpus } = shape;
+    return { snapshotId: await builder.ensureTemplate({ memoryMb, vcpus: cpuCount }) };
+  }
+
   async createSandbox(request: SandboxRequest): Promise<SandboxFacts> {
-    const { diskSizeMb, baseShape } = this.#options;
+    const { diskSizeMb, library } = this.#options;
     if (request.snapshotId !== this.#baseSnapshotId) await this.#snapshots.serve(request.snapshotId);
-    const { lease } = await this.#sandboxes.create(request);
-    return { cpuCount: baseShape.vcpus, memoryMb: lease.vm.memoryMb, diskSizeMb };
+    const { memoryMb, vcpus } = await library.record(request.snapshotId);
+    await this.#sandboxes.create(request);
+    return { cpuCount: vcpus, memoryMb, diskSizeMb };
+  }
+
+  setUpSandbox(sandboxId: string, init: SandboxInit): Promise<void> {
+    return this.#sandboxes.setUp(sandboxId, init);
   }
 
   async killSandbox(sandboxId: string): Promise<boolean> {
