@@ -15,8 +15,10 @@ import { requestIdOf } from './request-identity.ts';
 import { functionRoutes, sendProblem } from './routes/functions.ts';
 import { sandboxRoutes } from './routes/sandboxes.ts';
 import { snapshotRoutes } from './routes/snapshots.ts';
+import { templateUploadRoute } from './routes/templates.ts';
 import { Sandboxes } from './sandboxes.ts';
 import type { StateStore } from './state/state-store.ts';
+import { Templates } from './templates.ts';
 
 export interface GatewayOptions {
   node: NodeClient;
@@ -73,6 +75,7 @@ export function buildGateway(options: GatewayOptions): FastifyInstance {
   app.get('/health', async () => ({ status: 'ok', version: context.version }));
   app.register(functionRoutes(context));
   app.register(sandboxRoutes(context));
+  app.register(templateUploadRoute(context));
   app.register(snapshotRoutes(context));
   app.decorate('gateway', controlOf(context));
   closeInTime(app, context);
@@ -83,8 +86,9 @@ function contextOf({ node, state, log, config, version }: GatewayOptions): Gatew
   const resolved = resolveGatewayConfig(config);
   const deployments = new Deployments({ node, state, log, config: resolved });
   const traffic = { inFlight: 0, draining: false, resuming: true, notes: [] };
-  const sandboxes = new Sandboxes({ node, state, log });
-  return { node, state, log, config: resolved, version, deployments, sandboxes, traffic };
+  const templates = new Templates({ node, state, log, config: resolved });
+  const sandboxes = new Sandboxes({ node, state, log, templates });
+  return { node, state, log, config: resolved, version, deployments, templates, sandboxes, traffic };
 }
 
 function controlOf(context: GatewayContext): GatewayControl {
@@ -93,6 +97,7 @@ function controlOf(context: GatewayContext): GatewayControl {
     async resume(onProgress = () => {}) {
       try {
         await context.sandboxes.removeStale();
+        await context.templates.resume();
         traffic.notes = await context.deployments.resume(onProgress);
         traffic.resuming = false;
       } catch (error) {
@@ -131,5 +136,6 @@ function closeInTime(app: FastifyInstance, context: GatewayContext): void {
       clearTimeout(cut);
       clearInterval(sweep);
     });
+    await context.templates.close();
   });
 }

@@ -6,6 +6,7 @@ import { newSandboxId, newSecret } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import type { NodeClient, SandboxRequest, SnapshotFacts } from './node-client.ts';
 import type { SandboxRecord, StateStore } from './state/state-store.ts';
+import type { Templates } from './templates.ts';
 
 export interface NewSandbox {
   templateId: string;
@@ -18,6 +19,7 @@ export interface NewSandbox {
 }
 
 export class Sandboxes {
+  readonly #templates: Templates;
   readonly #node: NodeClient;
   readonly #state: StateStore;
   readonly #log: Log;
@@ -25,7 +27,8 @@ export class Sandboxes {
   /** What the state held before this gateway made any. */
   readonly #stale: string[];
 
-  constructor(options: { node: NodeClient; state: StateStore; log: Log }) {
+  constructor(options: { node: NodeClient; state: StateStore; log: Log; templates: Templates }) {
+    this.#templates = options.templates;
     this.#node = options.node;
     this.#state = options.state;
     this.#log = options.log;
@@ -39,8 +42,8 @@ export class Sandboxes {
 
   /** @throws ThawError `template-not-found` | `no-capacity` | … */
   async create(wanted: NewSandbox): Promise<SandboxRecord> {
-    const { snapshotId, alias } = await this.#node.resolveTemplate(wanted.templateId);
-    const starting = startingRecord(wanted, snapshotId, alias);
+    const { templateId, snapshotId, alias } = await this.#templates.resolve(wanted.templateId);
+    const starting = startingRecord({ ...wanted, templateId }, snapshotId, alias);
     await this.#state.sandboxes.create(starting);
     try {
       return await this.#start(starting, wanted);

@@ -1,5 +1,5 @@
-// Owns the E2B routes that save a sandbox: pause, resume, snapshots, fork; and the list and removal of snapshots.
-// Refuses to own what they do (sandboxes.ts) and Thaw's own snapshot routes (snapshots.ts).
+// Owns the E2B routes that save a sandbox: pause, resume, snapshots, fork; and the list of snapshots.
+// Refuses to own what they do (sandboxes.ts), their removal (templates.ts) and Thaw's own snapshot routes (snapshots.ts).
 // Invariant: the memory of a paused sandbox is nobody's snapshot and never shown as one.
 import type { FastifyInstance } from 'fastify';
 import { Type } from 'typebox';
@@ -8,6 +8,7 @@ import { e2bFailureOf } from '../e2b-errors.ts';
 import type { GatewayContext } from '../gateway-context.ts';
 import type { SnapshotFacts } from '../node-client.ts';
 import { pauseNameOf } from '../sandboxes.ts';
+import { isTemplatesName } from '../templates.ts';
 import { connection, idOf, timeoutMsOf } from './sandboxes.ts';
 
 type WithId = { Params: { id: string } };
@@ -57,6 +58,7 @@ export function captureRoutes(app: FastifyInstance, context: GatewayContext): vo
     { schema: { body: snapshotBody } },
     async ({ params, body }, reply) => {
       requireMemory(body.memory);
+      if (body.name) context.templates.requireFree(body.name);
       const facts = await sandboxes.snapshot(idOf(params), body.name ? [body.name] : []);
       return reply.code(201).send(snapshotInfo(facts));
     },
@@ -94,15 +96,12 @@ function listingRoutes(app: FastifyInstance, context: GatewayContext): void {
     if (start + limit < found.length) reply.header('x-next-token', page.at(-1)!.snapshotId);
     return page.map(snapshotInfo);
   });
-  app.delete<WithId>('/templates/:id', async ({ params }, reply) => {
-    await context.node.removeSnapshot(params.id);
-    return reply.code(204).send();
-  });
 }
 
 /** The memory of paused sandboxes, templates and functions are not what a user saved. */
 export const isShown = ({ kind, names, sandboxId }: SnapshotFacts): boolean =>
-  kind === 'sandbox' && !(sandboxId !== null && names.includes(pauseNameOf(sandboxId)));
+  kind === 'sandbox' &&
+  !names.some((name) => isTemplatesName(name) || (sandboxId !== null && name === pauseNameOf(sandboxId)));
 
 const snapshotInfo = ({ snapshotId, names }: SnapshotFacts) => ({ snapshotID: snapshotId, names });
 

@@ -22,6 +22,7 @@ import {
   type SetTimeoutBody,
   setTimeoutBody,
 } from './sandbox-schemas.ts';
+import { templateRoutes } from './templates.ts';
 
 /** What the guest agent implements: up to watching of network mounts. */
 export const envdVersion = '0.6.4';
@@ -36,14 +37,8 @@ const notOffered: [method: 'GET' | 'POST' | 'PUT' | 'DELETE' | 'PATCH', path: st
   ['PUT', '/sandboxes/:id/network'],
   ['GET', '/sandboxes/:id/logs'],
   ['GET', '/v2/sandboxes/:id/logs'],
-  ['GET', '/templates'],
   ['POST', '/templates'],
-  ['GET', '/templates/aliases/:alias'],
   ['POST', '/v2/templates'],
-  ['POST', '/v3/templates'],
-  ['GET', '/templates/:id/files/:hash'],
-  ['POST', '/v2/templates/:id/builds/:build'],
-  ['GET', '/templates/:id/builds/:build/status'],
   ['GET', '/volumes'],
   ['POST', '/volumes'],
   ['GET', '/secrets'],
@@ -61,6 +56,7 @@ export function sandboxRoutes(context: GatewayContext) {
     createRoutes(app, context, sandboxes);
     lifeRoutes(app, context, sandboxes);
     captureRoutes(app, context);
+    templateRoutes(app, context);
     app.register(metricsRoute(context));
     for (const [method, url] of notOffered)
       app.route({ method, url, handler: async () => throwNotOffered(`${method} ${url}`) });
@@ -79,7 +75,12 @@ function acceptEmptyJson(app: FastifyInstance): void {
   });
 }
 
-function sendFailure(error: unknown, request: FastifyRequest, reply: FastifyReply, context: GatewayContext) {
+export function sendFailure(
+  error: unknown,
+  request: FastifyRequest,
+  reply: FastifyReply,
+  context: GatewayContext,
+) {
   const known = fromFramework(error);
   if (known.code === 'internal') context.log.error({ requestId: request.id, err: error }, 'a request failed');
   const failure = e2bFailureOf(known, request.id);

@@ -5,7 +5,7 @@ import { type GatewayContext, requireCaller } from '../gateway-context.ts';
 import { sendProblem } from './functions.ts';
 
 export function snapshotRoutes(context: GatewayContext) {
-  const { node } = context;
+  const { node, templates } = context;
   return async (app: FastifyInstance): Promise<void> => {
     app.setErrorHandler((error, request, reply) => sendProblem(error, request, reply, context));
     app.addHook('onRequest', async ({ headers }) => requireCaller(context, headers));
@@ -17,7 +17,7 @@ export function snapshotRoutes(context: GatewayContext) {
       node.verifySnapshot(params.id),
     );
     app.delete<{ Params: { id: string } }>('/v1/snapshots/:id', async ({ params }, reply) => {
-      await node.removeSnapshot(params.id);
+      await templates.removeSnapshot(params.id);
       return reply.code(204).send();
     });
   };
