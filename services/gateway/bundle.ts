@@ -149,7 +149,9 @@ async function copyEntries(
   style: Style,
 ): Promise<string | undefined> {
   let manifestText: string | undefined;
+  let entries = 0;
   for await (const entry of incoming) {
+    entries++;
     const admitted = layout.admit(entry.header);
     if (admitted === undefined) entry.resume();
     else if (style === 'bundle' && admitted.path === manifestName)
@@ -157,7 +159,8 @@ async function copyEntries(
     else await copyEntry(entry, admitted, outgoing, style);
   }
   layout.close();
-  if (style === 'bundle' && layout.fileCount === 0)
+  // A directory without anything in it can be copied, but is no bundle.
+  if ((style === 'bundle' ? layout.fileCount : entries) === 0)
     throw new ThawError('bad-bundle', 'the archive holds no files');
   outgoing.finalize();
   return manifestText;

@@ -39,10 +39,11 @@ export interface GatewayForTests {
 export async function startGateway(
   config: Partial<GatewayConfig> = {},
   log: Log = silentLog,
+  given?: SimulatedNodeClient,
 ): Promise<GatewayForTests> {
   const redis = await startRedis();
   const bundleDir = await mkdtemp(join(tmpdir(), 'thaw-gateway-'));
-  const node = await new SimulatedNodeClient().start();
+  const node = given ?? (await new SimulatedNodeClient().start());
   const apiKey = newApiKey();
   const open = async () => {
     const state = await connectState({ socketPath: redis.socketPath }, log);

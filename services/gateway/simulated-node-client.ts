@@ -150,7 +150,9 @@ export class SimulatedNodeClient implements NodeClient {
   }
 
   async resolveTemplate(templateId: string): Promise<{ snapshotId: string; alias: string | null }> {
-    const saved = this.snapshots.find(({ snapshotId }) => snapshotId === templateId);
+    const saved = this.snapshots.find(
+      ({ snapshotId, names }) => snapshotId === templateId || names.includes(templateId),
+    );
     if (saved) return { snapshotId: saved.snapshotId, alias: saved.names[0] ?? null };
     if (templateId !== 'base')
       throw new ThawError('template-not-found', `no template ${JSON.stringify(templateId)}`);

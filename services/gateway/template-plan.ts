@@ -143,7 +143,8 @@ const reference = /\\\$|\$(?:([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)
 export function expanded(text: string, env: Readonly<Record<string, string>>): string {
   return text.replace(reference, (whole, plain, braced, sign, word) => {
     if (whole === '\\$') return '$';
-    const value = env[plain ?? braced] ?? '';
+    const name = plain ?? braced;
+    const value = Object.hasOwn(env, name) ? env[name] : '';
     if (sign === '-') return value === '' ? word : value;
     if (sign === '+') return value === '' ? '' : word;
     return value;

@@ -95,7 +95,9 @@ const buildBody = (template: TemplateRecord, { buildId, state, error }: Template
 function namingRoutes(app: FastifyInstance, context: GatewayContext): void {
   const { templates } = context;
   app.get<{ Params: { alias: string } }>('/templates/aliases/:alias', async ({ params }) => {
-    const { templateId } = await templates.resolve(params.alias);
+    const known = context.state.templates.get(params.alias);
+    const named = known !== undefined && Object.keys(known.tags).length > 0;
+    const { templateId } = named ? known : await templates.resolve(params.alias);
     return { templateID: templateId, public: templateId === 'base' };
   });
   app.post<{ Body: AssignTagsBody }>(
