@@ -42,6 +42,29 @@ export interface Echo {
 
 const keyOf = ({ name, version }: Pick<FunctionVersion, 'name' | 'version'>) => `${name}@${version}`;
 
+const baseSnapshotId = snapshotIdOf('b'.repeat(24));
+
+const templateFacts = (snapshotId: string): SnapshotFacts => ({
+  snapshotId,
+  names: [],
+  kind: 'template',
+  sandboxId: null,
+  parent: null,
+  children: [],
+  clones: 0,
+  memoryMb: 512,
+  vcpus: 2,
+  sizeBytes: 512 * 1024 * 1024,
+  uniqueBytes: 4096,
+  here: true,
+  stored: 'no',
+  storedBytes: null,
+  dirtyPages: 1,
+  pauseMs: { pause: 1, total: 1 },
+  compatibility: {},
+  createdAt: new Date().toISOString(),
+});
+
 export class SimulatedNodeClient implements NodeClient {
   readonly served = new Map<string, FunctionVersion>();
   readonly sandboxes = new Map<string, SimulatedSandbox>();
@@ -156,7 +179,7 @@ export class SimulatedNodeClient implements NodeClient {
     if (saved) return { snapshotId: saved.snapshotId, alias: saved.names[0] ?? null };
     if (templateId !== 'base')
       throw new ThawError('template-not-found', `no template ${JSON.stringify(templateId)}`);
-    return { snapshotId: snapshotIdOf('0'.repeat(24)), alias: 'base' };
+    return { snapshotId: baseSnapshotId, alias: 'base' };
   }
 
   async baseOfSize({ memoryMb = 512, cpuCount = 2 }): Promise<{ snapshotId: string }> {
@@ -212,26 +235,8 @@ export class SimulatedNodeClient implements NodeClient {
     const { names, keepRunning } = request;
     if (names.some((name) => this.snapshots.some((known) => known.names.includes(name))))
       throw new ThawError('conflict', 'a snapshot of this name exists');
-    const facts: SnapshotFacts = {
-      snapshotId: newSnapshotId(),
-      names,
-      kind: 'sandbox',
-      sandboxId,
-      parent: sandbox.snapshotId,
-      children: [],
-      clones: 0,
-      memoryMb: 512,
-      vcpus: 2,
-      sizeBytes: 512 * 1024 * 1024,
-      uniqueBytes: 4096,
-      here: true,
-      stored: 'no',
-      storedBytes: null,
-      dirtyPages: 1,
-      pauseMs: { pause: 1, total: 1 },
-      compatibility: {},
-      createdAt: new Date().toISOString(),
-    };
+    const { snapshotId: parent } = sandbox;
+    const facts = { ...templateFacts(newSnapshotId()), names, kind: 'sandbox' as const, sandboxId, parent };
     this.snapshots.unshift(facts);
     if (!keepRunning) await this.killSandbox(sandboxId);
     return facts;
@@ -242,6 +247,7 @@ export class SimulatedNodeClient implements NodeClient {
   }
 
   async inspectSnapshot(idOrName: string): Promise<SnapshotFacts> {
+    if (idOrName === baseSnapshotId) return templateFacts(baseSnapshotId);
     const found = this.snapshots.find(
       ({ snapshotId, names }) => snapshotId === idOrName || names.includes(idOrName),
     );

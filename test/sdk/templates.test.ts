@@ -198,6 +198,21 @@ describe('building templates', () => {
   });
 });
 
+describe('listing templates', () => {
+  it('shows them with what they came to, newest first, and base', async () => {
+    await build(plain(), 'listed', { tags: ['default', 'v9'] });
+    await request('waits');
+    const rows = (await (await gateway.call('/templates')).json()) as Record<string, unknown>[];
+    const shown = rows.map(({ names, buildStatus }) => `${names} ${buildStatus}`);
+    assert.deepEqual([...shown.slice(0, 2), shown.at(-1)], ['waits waiting', 'listed ready', 'base ready']);
+    assert.deepEqual([rows[1]!.memoryMB, rows[1]!.cpuCount, rows[1]!.public], [512, 2, false]);
+    const one = await json(await gateway.call('/templates/listed'));
+    assert.equal((one.builds as object[]).length, 1);
+    assert.equal((await gateway.call('/templates/nowhere')).status, 404);
+    assert.equal((await gateway.call('/templates/aliases/base')).status, 200);
+  });
+});
+
 describe('templates after a restart', () => {
   it('names and builds are there; a build that was cut off has failed; a lost record is found again', async () => {
     const info = await build(plain().runCmd('true'), 'kept:v2', { tags: ['default'] });

@@ -103,7 +103,7 @@ describe('the sandbox control plane', () => {
     await create({ network: { allowPublicTraffic: true }, volumeMounts: [], autoPause: false });
     for (const [method, path] of [
       ['PUT', `/sandboxes/${newSandboxId()}/network`],
-      ['GET', '/templates'],
+      ['POST', '/v2/templates'],
       ['POST', '/volumes'],
     ] as const)
       await assertE2bError(await send(method, path, method === 'POST' ? {} : undefined), 501, /not offered/);
