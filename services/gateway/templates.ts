@@ -357,7 +357,8 @@ export class Templates {
 
   /**
    * Makes names and snapshots agree after a start: of a template whose record was lost, its snapshots say what it was;
-   * of one that is known, what no build names was left by an interrupted end of a build.
+   * a known build that is not ready left its snapshot when its end was interrupted. All others are somebody else's, who
+   * shares the store.
    */
   async resume(): Promise<void> {
     for (const { templateId, builds } of this.list())
@@ -370,7 +371,7 @@ export class Templates {
       const known = this.#state.templates.get(origin.name);
       if (known === undefined) adopted.add(origin.name);
       if (adopted.has(origin.name)) await this.#adopt(snapshot, origin);
-      else await this.#discard(snapshot.snapshotId);
+      else if (buildOf(known, origin.buildId)) await this.#discard(snapshot.snapshotId);
     }
   }
 
