@@ -11,6 +11,7 @@ import { createFrontDoor } from './front-door.ts';
 import { type GatewayOptionsConfig, resolveGatewayConfig } from './gateway-config.ts';
 import type { GatewayContext } from './gateway-context.ts';
 import type { NodeClient } from './node-client.ts';
+import { withOpenapi } from './openapi.ts';
 import { requestIdOf } from './request-identity.ts';
 import { functionRoutes, sendProblem } from './routes/functions.ts';
 import { sandboxRoutes } from './routes/sandboxes.ts';
@@ -72,14 +73,19 @@ export function buildGateway(options: GatewayOptions): FastifyInstance {
     const failure = e2bFailureOf(error, request.id);
     return reply.code(failure.status).headers(failure.headers).send(failure.body);
   });
-  app.get('/health', async () => ({ status: 'ok', version: context.version }));
-  app.register(functionRoutes(context));
+  app.register(withOpenapi((own) => ownRoutes(own, context)));
   app.register(sandboxRoutes(context));
   app.register(templateUploadRoute(context));
-  app.register(snapshotRoutes(context));
   app.decorate('gateway', controlOf(context));
   closeInTime(app, context);
   return app;
+}
+
+/** Thaw's own routes: what its OpenAPI document describes. */
+export function ownRoutes(app: FastifyInstance, context: GatewayContext): void {
+  app.get('/health', async () => ({ status: 'ok', version: context.version }));
+  app.register(functionRoutes(context));
+  app.register(snapshotRoutes(context));
 }
 
 function contextOf({ node, state, log, config, version }: GatewayOptions): GatewayContext {
