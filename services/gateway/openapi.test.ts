@@ -44,7 +44,7 @@ function strict(schema: unknown): unknown {
 describe('the OpenAPI document', () => {
   it('is valid OpenAPI 3.1', async () => {
     const validator = new Validator();
-    assert.deepEqual(await validator.validate(JSON.stringify(document)), { valid: true });
+    assert.deepEqual(await validator.validate(structuredClone({ ...document })), { valid: true });
     assert.equal(validator.version, '3.1');
   });
 

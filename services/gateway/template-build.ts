@@ -217,7 +217,7 @@ set -euo pipefail
 shopt -s dotglob nullglob globstar
 trap 'rm -rf "$ARCHIVE" "$ARCHIVE.d"' EXIT
 mkdir -m 700 "$ARCHIVE.d"
-tar --extract --no-same-owner --same-permissions --file "$ARCHIVE" --directory "$ARCHIVE.d"
+tar --extract --warning=no-timestamp --no-same-owner --same-permissions --file "$ARCHIVE" --directory "$ARCHIVE.d"
 rm -f "$ARCHIVE"
 target=$TARGET
 [[ $target == '~' || $target == '~/'* ]] && target=$(getent passwd "\${OWNER%%:*}" | cut -d: -f6)\${target:1}
@@ -233,7 +233,7 @@ chown -hR "$owner" .
 make() { [ -d "$1" ] || { make "$(dirname "$1")"; mkdir "$1"; chown "$owner" "$1"; }; }
 if [ \${#found[@]} -eq 1 ] && [ -d "\${found[0]}" ] && [ ! -L "\${found[0]}" ]; then
   make "$target"
-  tar --create --directory "\${found[0]}" . | tar --extract --no-overwrite-dir --same-permissions --same-owner --directory "$target"
+  tar --create --directory "\${found[0]}" . | tar --extract --warning=no-timestamp --no-overwrite-dir --same-permissions --same-owner --directory "$target"
 elif [ \${#found[@]} -gt 1 ] || [[ $target == */ ]] || [ -d "$target" ]; then
   make "$target"
   cp -a --target-directory "$target" "\${found[@]}"

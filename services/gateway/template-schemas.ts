@@ -3,7 +3,8 @@ import { type Static, Type } from 'typebox';
 import { functionManifestSchema } from '../../shared/function-manifest.ts';
 
 const { memoryMb, vcpus } = functionManifestSchema.properties;
-const tag = Type.String({ pattern: '^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$' });
+export const tagPattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$/;
+const tag = Type.String({ pattern: tagPattern.source });
 const tags = Type.Array(tag, { maxItems: 32 });
 const text = Type.String({ maxLength: 65_536 });
 const nullable = <T extends Parameters<typeof Type.Union>[0][number]>(schema: T) =>

@@ -25,7 +25,7 @@ import {
   withoutTags,
   withTags,
 } from './template-record.ts';
-import { templateNamePattern } from './template-schemas.ts';
+import { tagPattern, templateNamePattern } from './template-schemas.ts';
 
 /** A build whose gateway died is noticed after no longer than this. */
 const leaseMs = 15_000;
@@ -99,6 +99,7 @@ export class Templates {
     const { name, tag } = split(wanted.name);
     const tags = wanted.name.includes(':') ? [tag, ...wanted.tags] : wanted.tags;
     await this.#requireName(name);
+    if (!tagPattern.test(tag)) throw new ThawError('bad-request', `a tag must match ${tagPattern.source}`);
     const at = new Date().toISOString();
     const { memoryMb, cpuCount, minFreeDiskMb } = wanted;
     const build: TemplateBuild = {

@@ -286,6 +286,8 @@ describe('what cannot be built is refused', () => {
       [`t${'0'.repeat(20)}`, 409],
       [`snap-${'0'.repeat(24)}`, 409],
       ['with space', 400],
+      ['name:', 400],
+      ['name:a/b', 400],
       ['../up', 400],
       ['x'.repeat(49), 400],
       ['', 400],

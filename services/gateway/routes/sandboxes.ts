@@ -39,6 +39,8 @@ const notOffered: [method: 'GET' | 'POST' | 'PUT' | 'DELETE' | 'PATCH', path: st
   ['GET', '/v2/sandboxes/:id/logs'],
   ['POST', '/templates'],
   ['POST', '/v2/templates'],
+  ['PATCH', '/templates/:id'],
+  ['GET', '/templates/:id/builds/:build/logs'],
   ['GET', '/volumes'],
   ['POST', '/volumes'],
   ['GET', '/secrets'],
