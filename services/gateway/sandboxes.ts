@@ -6,7 +6,7 @@ import { newSandboxId, newSecret } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import type { NodeClient, SandboxRequest, SnapshotFacts } from './node-client.ts';
 import type { SandboxRecord, StateStore } from './state/state-store.ts';
-import type { Templates } from './templates.ts';
+import type { TemplateSource, Templates } from './templates.ts';
 
 export interface NewSandbox {
   templateId: string;
@@ -42,7 +42,20 @@ export class Sandboxes {
 
   /** @throws ThawError `template-not-found` | `no-capacity` | … */
   async create(wanted: NewSandbox): Promise<SandboxRecord> {
-    const { templateId, snapshotId, alias } = await this.#templates.resolve(wanted.templateId);
+    for (;;) {
+      const source = await this.#templates.resolve(wanted.templateId);
+      try {
+        return await this.#createFrom(source, wanted);
+      } catch (error) {
+        // A rebuild may have moved the name meanwhile, and what it stood for is gone.
+        const now = await this.#templates.resolve(wanted.templateId).catch(() => source);
+        if (now.snapshotId === source.snapshotId) throw error;
+      }
+    }
+  }
+
+  async #createFrom(source: TemplateSource, wanted: NewSandbox): Promise<SandboxRecord> {
+    const { templateId, snapshotId, alias } = source;
     const starting = startingRecord({ ...wanted, templateId }, snapshotId, alias);
     await this.#state.sandboxes.create(starting);
     try {

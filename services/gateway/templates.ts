@@ -41,6 +41,13 @@ export interface WantedBuild {
   minFreeDiskMb: number | null;
 }
 
+/** What a sandbox starts from. */
+export interface TemplateSource {
+  templateId: string;
+  snapshotId: string;
+  alias: string | null;
+}
+
 export interface KnownBuild {
   template: TemplateRecord;
   build: TemplateBuild;
@@ -81,7 +88,7 @@ export class Templates {
   }
 
   /** What a new sandbox of NAME, NAME:TAG, an id or a snapshot starts from. @throws ThawError `template-not-found`. */
-  async resolve(word: string): Promise<{ templateId: string; snapshotId: string; alias: string | null }> {
+  async resolve(word: string): Promise<TemplateSource> {
     const { name, tag } = split(word);
     const record = this.#state.templates.get(name);
     if (record === undefined) {

@@ -9,6 +9,7 @@ import { gzipSync } from 'node:zlib';
 import { BuildError, Sandbox, Template, waitForFile } from 'e2b';
 import { eventually } from '../../services/gateway/eventually.ts';
 import { type GatewayForTests, startGateway, tarball } from '../../services/gateway/gateway-for-tests.ts';
+import type { SandboxRequest } from '../../services/gateway/node-client.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { AgentNode } from './agent-node.ts';
 
@@ -112,6 +113,21 @@ describe('building templates', () => {
     await Template.removeTags('mine', ['stable', 'old'], connection());
     assert.equal(templatesShown().length, 1);
     await assert.rejects(Sandbox.create('mine:stable', connection()), /no build that is ready under stable/);
+  });
+
+  it('gives a sandbox that is being created what the name stands for now', async (context) => {
+    await build(plain(), 'moving');
+    const [old] = templatesShown();
+    const create = node.createSandbox.bind(node);
+    context.mock.method(node, 'createSandbox', async (wanted: SandboxRequest) => {
+      if (wanted.snapshotId !== old!.snapshotId) return await create(wanted);
+      await build(plain(), 'moving');
+      throw new ThawError('template-not-found', `no snapshot ${wanted.snapshotId}`);
+    });
+    const sandbox = await Sandbox.create('moving', connection());
+    assert.notEqual(node.sandboxes.get(sandbox.sandboxId)?.snapshotId, old!.snapshotId);
+    await sandbox.kill();
+    await send('DELETE', '/templates/moving');
   });
 
   it('fails with the step and its output, and leaves the name as it was', async () => {
