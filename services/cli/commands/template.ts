@@ -89,6 +89,7 @@ async function build(
   const dockerfile = await dockerfileAt(path);
   const contextDir = dirname(dockerfile);
   const name = flags.name ?? basename(contextDir);
+  const size = { ...numberOf('memoryMB', flags.memoryMb), ...numberOf('cpuCount', flags.cpus) };
   // A failure to reach Thaw has its own exit code; the client below would only call it a failed fetch.
   await client.json('/health');
   const { Template, SandboxError, BuildError } = await import('e2b');
@@ -101,8 +102,7 @@ async function build(
     apiUrl: client.url,
     apiKey: client.apiKey,
     ...(flags.tag ? { tags: flags.tag } : {}),
-    ...numberOf('memoryMB', flags.memoryMb),
-    ...numberOf('cpuCount', flags.cpus),
+    ...size,
     onBuildLogs: ({ message }: { message: string }) => progress.note(message),
   };
   try {
