@@ -19,6 +19,7 @@ import { snapshotRoutes } from './routes/snapshots.ts';
 import { templateUploadRoute } from './routes/templates.ts';
 import { Sandboxes } from './sandboxes.ts';
 import type { StateStore } from './state/state-store.ts';
+import { TemplateBuilds } from './template-builds.ts';
 import { Templates } from './templates.ts';
 
 export interface GatewayOptions {
@@ -92,9 +93,11 @@ function contextOf({ node, state, log, config, version }: GatewayOptions): Gatew
   const resolved = resolveGatewayConfig(config);
   const deployments = new Deployments({ node, state, log, config: resolved });
   const traffic = { inFlight: 0, draining: false, resuming: true, notes: [] };
-  const templates = new Templates({ node, state, log, config: resolved });
+  const templates = new Templates({ node, state, log });
+  const templateBuilds = new TemplateBuilds({ templates, node, state, log, config: resolved });
   const sandboxes = new Sandboxes({ node, state, log, templates });
-  return { node, state, log, config: resolved, version, deployments, templates, sandboxes, traffic };
+  const parts = { deployments, templates, templateBuilds, sandboxes };
+  return { node, state, log, config: resolved, version, ...parts, traffic };
 }
 
 function controlOf(context: GatewayContext): GatewayControl {
@@ -103,6 +106,7 @@ function controlOf(context: GatewayContext): GatewayControl {
     async resume(onProgress = () => {}) {
       try {
         await context.sandboxes.removeStale();
+        await context.templateBuilds.resume();
         await context.templates.resume();
         traffic.notes = await context.deployments.resume(onProgress);
         traffic.resuming = false;
@@ -142,6 +146,6 @@ function closeInTime(app: FastifyInstance, context: GatewayContext): void {
       clearTimeout(cut);
       clearInterval(sweep);
     });
-    await context.templates.close();
+    await context.templateBuilds.close();
   });
 }

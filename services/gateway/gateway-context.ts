@@ -9,6 +9,7 @@ import type { GatewayConfig } from './gateway-config.ts';
 import type { NodeClient } from './node-client.ts';
 import type { Sandboxes } from './sandboxes.ts';
 import type { StateStore } from './state/state-store.ts';
+import type { TemplateBuilds } from './template-builds.ts';
 import type { Templates } from './templates.ts';
 
 export interface GatewayContext {
@@ -20,6 +21,7 @@ export interface GatewayContext {
   deployments: Deployments;
   sandboxes: Sandboxes;
   templates: Templates;
+  templateBuilds: TemplateBuilds;
   traffic: Traffic;
 }
 

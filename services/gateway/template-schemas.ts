@@ -1,17 +1,14 @@
 // Owns the shapes of E2B's template requests. Unknown fields pass: newer clients send more than we know.
 import { type Static, Type } from 'typebox';
 import { functionManifestSchema } from '../../shared/function-manifest.ts';
+import { tagPattern } from './template-names.ts';
 
 const { memoryMb, vcpus } = functionManifestSchema.properties;
-export const tagPattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$/;
 const tag = Type.String({ pattern: tagPattern.source });
 const tags = Type.Array(tag, { maxItems: 32 });
 const text = Type.String({ maxLength: 65_536 });
 const nullable = <T extends Parameters<typeof Type.Union>[0][number]>(schema: T) =>
   Type.Optional(Type.Union([schema, Type.Null()]));
-
-/** Of one namespace or none. Short enough that a snapshot's name can hold it with a tag and a build's id. */
-export const templateNamePattern = /^(?=.{1,48}$)([A-Za-z0-9][A-Za-z0-9_-]*\/)?[A-Za-z0-9][A-Za-z0-9_-]*$/;
 
 export const requestBuildBody = Type.Object({
   name: nullable(Type.String({ minLength: 1, maxLength: 128 })),

@@ -8,7 +8,7 @@ import { e2bFailureOf } from '../e2b-errors.ts';
 import type { GatewayContext } from '../gateway-context.ts';
 import type { SnapshotFacts } from '../node-client.ts';
 import { pauseNameOf } from '../sandboxes.ts';
-import { isTemplatesName } from '../templates.ts';
+import { isTemplatesName } from '../template-names.ts';
 import { connection, idOf, timeoutMsOf } from './sandboxes.ts';
 
 type WithId = { Params: { id: string } };

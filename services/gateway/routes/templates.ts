@@ -1,5 +1,5 @@
 // Owns the E2B routes of templates: request a build, upload its files, start it, ask how it goes; names, tags, removal.
-// Refuses to own what they do (templates.ts) and Thaw's own snapshot routes. Invariant: an upload goes to the checks as
+// Refuses to own what they do (template-builds.ts, templates.ts) and Thaw's own snapshot routes. Invariant: an upload goes to the checks as
 // a stream, and only by a link that was given out for it.
 import type { Readable } from 'node:stream';
 import type { FastifyInstance, FastifyRequest } from 'fastify';
@@ -38,14 +38,14 @@ export function templateRoutes(app: FastifyInstance, context: GatewayContext): v
 }
 
 function buildRoutes(app: FastifyInstance, context: GatewayContext): void {
-  const { templates } = context;
+  const { templates, templateBuilds } = context;
   app.post<{ Body: RequestBuildBody }>(
     '/v3/templates',
     { schema: { body: requestBuildBody } },
     async ({ body }, reply) => {
       const name = body.name ?? body.alias;
       if (!name) throw new ThawError('bad-request', 'name: a template needs one');
-      const { template, build } = await templates.request({
+      const { template, build } = await templateBuilds.request({
         name,
         tags: body.tags ?? [],
         memoryMb: body.memoryMB ?? null,
@@ -59,14 +59,16 @@ function buildRoutes(app: FastifyInstance, context: GatewayContext): void {
     const { id, hash } = request.params;
     templates.get(id);
     requireHash(hash);
-    const present = await templates.files.has(hash);
-    return reply.code(201).send({ present, url: uploadUrl(request, hash, templates.files.linkQuery(hash)) });
+    const present = await templateBuilds.files.has(hash);
+    return reply
+      .code(201)
+      .send({ present, url: uploadUrl(request, hash, templateBuilds.files.linkQuery(hash)) });
   });
   app.post<WithBuild & { Body: StartBuildBody }>(
     '/v2/templates/:id/builds/:build',
     { schema: { body: startBuildBody }, bodyLimit: startBodyLimitBytes },
     async ({ params, body }, reply) => {
-      await templates.start(params.id, params.build, planOf(body));
+      await templateBuilds.start(params.id, params.build, planOf(body));
       return reply.code(202).send();
     },
   );
@@ -76,7 +78,7 @@ function buildRoutes(app: FastifyInstance, context: GatewayContext): void {
       const offset = numberIn('logsOffset', query.logsOffset, 0, maxLogsOffset);
       const limit = numberIn('limit', query.limit, linesPerAnswer, linesPerAnswer);
       // The state first: every line of a build that has ended is stored by then.
-      const { template, build } = await templates.status(params.id, params.build);
+      const { template, build } = await templateBuilds.status(params.id, params.build);
       const logEntries = await context.state.templates.readLog(build.buildId, offset, limit);
       return { ...buildBody(template, build), logEntries, logs: [] };
     },
@@ -143,6 +145,8 @@ function listingRoutes(app: FastifyInstance, context: GatewayContext): void {
   });
   app.delete<WithId>('/templates/:id', async ({ params: { id } }, reply) => {
     if (id === 'base') throw new ThawError('conflict', 'the base template cannot be removed');
+    const known = context.state.templates.get(id);
+    if (known !== undefined) await context.templateBuilds.stop(known.name);
     if (!(await templates.remove(id))) await templates.removeSnapshot(id);
     return reply.code(204).send();
   });
@@ -195,7 +199,7 @@ async function baseRow({ node }: GatewayContext) {
 
 /** A scope of its own: no API key, for the link is the permission; the body is a stream of whatever type. */
 export function templateUploadRoute(context: GatewayContext) {
-  const { templates, config, traffic } = context;
+  const { templateBuilds, config, traffic } = context;
   return async (app: FastifyInstance): Promise<void> => {
     app.setErrorHandler((error, request, reply) => sendFailure(error, request, reply, context));
     app.removeAllContentTypeParsers();
@@ -208,7 +212,7 @@ export function templateUploadRoute(context: GatewayContext) {
     }>('/templates/files/:hash', { bodyLimit: Number.MAX_SAFE_INTEGER }, async (request, reply) => {
       const { hash } = request.params;
       requireHash(hash);
-      templates.files.requireLink(hash, request.query);
+      templateBuilds.files.requireLink(hash, request.query);
       if (traffic.draining) throw new ThawError('shutting-down', 'this gateway is draining');
       if (Number(request.headers['content-length'] ?? 0) > config.maxBundleBytes)
         throw new ThawError(
@@ -217,7 +221,7 @@ export function templateUploadRoute(context: GatewayContext) {
         );
       if (!request.body)
         throw new ThawError('bad-bundle', 'the body must be a tar or tar.gz archive; it is empty');
-      await templates.files.receive(hash, request.body);
+      await templateBuilds.files.receive(hash, request.body);
       return reply.code(200).send();
     });
   };
