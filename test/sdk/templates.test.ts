@@ -408,6 +408,29 @@ describe('uploads for builds', () => {
     }
   });
 
+  it('go where the proxy in front says that the client is', async () => {
+    const behind = await startGateway({ trustForwarded: true, drainTimeoutMs: 200 });
+    try {
+      await behind.state.templates.change('x', () => ({
+        templateId: 't',
+        name: 'x',
+        createdAt: 'now',
+        tags: {},
+        builds: [],
+      }));
+      const headers = { 'x-forwarded-proto': 'https', 'x-forwarded-host': 'thaw.example' };
+      const answer = await behind.call(`/templates/x/files/${hash}`, { headers });
+      assert.match(
+        ((await answer.json()) as { url: string }).url,
+        /^https:\/\/thaw\.example\/templates\/files\//,
+      );
+    } finally {
+      await behind.close();
+    }
+    const { url } = await linkOf('f'.repeat(64));
+    assert.ok(url.startsWith(`${gateway.url}/`));
+  });
+
   it('must be there when a build wants them', async () => {
     const asked = await request('owned');
     const steps = [{ type: 'COPY', args: ['a', 'b'], filesHash: 'e'.repeat(64) }];

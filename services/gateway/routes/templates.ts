@@ -2,8 +2,9 @@
 // Refuses to own what they do (template-builds.ts, templates.ts) and Thaw's own snapshot routes. Invariant: an upload goes to the checks as
 // a stream, and only by a link that was given out for it.
 import type { Readable } from 'node:stream';
-import type { FastifyInstance, FastifyRequest } from 'fastify';
+import type { FastifyInstance } from 'fastify';
 import { ThawError } from '../../../shared/errors.ts';
+import { clientOrigin } from '../forwarded-headers.ts';
 import type { GatewayContext } from '../gateway-context.ts';
 import { discardBody } from '../raw-problem.ts';
 import { filesHashPattern } from '../template-files.ts';
@@ -60,9 +61,9 @@ function buildRoutes(app: FastifyInstance, context: GatewayContext): void {
     templates.get(id);
     requireHash(hash);
     const present = await templateBuilds.files.has(hash);
-    return reply
-      .code(201)
-      .send({ present, url: uploadUrl(request, hash, templateBuilds.files.linkQuery(hash)) });
+    const origin = clientOrigin(request.raw, context.config.trustForwarded);
+    const url = `${origin}/templates/files/${hash}?${templateBuilds.files.linkQuery(hash)}`;
+    return reply.code(201).send({ present, url });
   });
   app.post<WithBuild & { Body: StartBuildBody }>(
     '/v2/templates/:id/builds/:build',
@@ -226,10 +227,6 @@ export function templateUploadRoute(context: GatewayContext) {
     });
   };
 }
-
-/** On the address that the client itself used. */
-const uploadUrl = ({ protocol, host }: FastifyRequest, hash: string, query: string): string =>
-  `${protocol}://${host}/templates/files/${hash}?${query}`;
 
 function requireHash(hash: string): void {
   if (!filesHashPattern.test(hash))
