@@ -59,7 +59,10 @@ export const sharedShapes = {
       },
       { description: 'as deployed, with every default filled in' },
     ),
-    bundle: Type.Object({ sha256: text, sizeBytes: count }),
+    bundle: orNull(Type.Object({ sha256: text, sizeBytes: count })),
+    fromSnapshot: orNull(
+      Type.String({ description: 'of one that was made from a snapshot; it need not exist any more' }),
+    ),
     snapshotId: orNull(text),
     createdAt: moment,
     finishedAt: orNull(moment),
@@ -98,9 +101,26 @@ export const sharedShapes = {
   }),
 };
 
+const verifiedCopy = Type.Object({
+  copy: words('local', 'store'),
+  units: words('files', 'frames'),
+  checked: count,
+  bytes: Type.Integer({ minimum: 0, description: 'that were read' }),
+  damaged: Type.Array(Type.Object({ what: text, reason: text })),
+});
+
 const functionName = { name: Type.String({ pattern: functionNamePattern.source }) };
 const functionVersion = { ...functionName, version: Type.String({ pattern: versionPattern.source }) };
 const snapshotWord = { id: Type.String({ description: 'its id or one of its names' }) };
+const waiting = {
+  prefer: Type.Optional(
+    Type.String({ description: '`wait=SECONDS`: answer when the build has ended, or after that time' }),
+  ),
+};
+const deployed = {
+  201: { description: 'it is ready and serves', body: ref('FunctionVersion') },
+  202: { description: 'it is being built: see Location', body: ref('FunctionVersion') },
+};
 const gone = { description: 'it is gone' };
 
 export const routeDescriptions: Record<string, RouteDescription> = {
@@ -131,9 +151,13 @@ export const routeDescriptions: Record<string, RouteDescription> = {
   'POST /v1/functions': {
     id: 'createFunctionFromSnapshot',
     tag: 'functions',
-    summary: 'Make a function from a snapshot of a sandbox',
-    answers: {},
-    failures: ['not-implemented'],
+    summary: "Make a function of a sandbox's snapshot: the server in it answers",
+    headers: waiting,
+    answers: deployed,
+    failures: [
+      ...(['bad-request', 'bad-name', 'template-not-found', 'conflict', 'build-failed'] as const),
+      ...(['start-failed', 'overloaded', 'no-space'] as const),
+    ],
   },
   'GET /v1/functions/:name': {
     id: 'getFunction',
@@ -181,16 +205,9 @@ export const routeDescriptions: Record<string, RouteDescription> = {
       "The body is the function's directory as a tar or tar.gz archive, with a thaw.json in it or by convention. " +
       'It serves as soon as it is ready; a failure leaves the version before it serving.',
     params: functionName,
-    headers: {
-      prefer: Type.Optional(
-        Type.String({ description: '`wait=SECONDS`: answer when the build has ended, or after that time' }),
-      ),
-    },
+    headers: waiting,
     bodyType: 'application/x-tar',
-    answers: {
-      201: { description: 'it is ready and serves', body: ref('FunctionVersion') },
-      202: { description: 'it is being built: see Location', body: ref('FunctionVersion') },
-    },
+    answers: deployed,
     failures: [
       ...(['bad-name', 'bad-bundle', 'bad-manifest', 'conflict', 'body-too-large'] as const),
       ...(['build-failed', 'start-failed', 'overloaded', 'no-space'] as const),
@@ -245,6 +262,19 @@ export const routeDescriptions: Record<string, RouteDescription> = {
     params: snapshotWord,
     answers: { 200: { description: 'what it costs and what it fits to', body: ref('Snapshot') } },
     failures: ['template-not-found'],
+  },
+  'GET /v1/snapshots/:id/verification': {
+    id: 'verifySnapshot',
+    tag: 'snapshots',
+    summary: 'Read all of a snapshot and say whether it is whole',
+    params: snapshotWord,
+    answers: {
+      200: {
+        description: 'each copy of it: on this node, and in the store',
+        body: Type.Object({ snapshotId: text, copies: Type.Array(verifiedCopy) }),
+      },
+    },
+    failures: ['template-not-found', 'store-unavailable'],
   },
   'DELETE /v1/snapshots/:id': {
     id: 'removeSnapshot',

@@ -73,6 +73,7 @@ describe('the OpenAPI document', () => {
     ['/v1/snapshots', '/v1/snapshots', 200],
     ['/v1/snapshots/{id}', '/v1/snapshots/saved', 200],
     ['/v1/snapshots/{id}', '/v1/snapshots/none', 404],
+    ['/v1/snapshots/{id}/verification', '/v1/snapshots/saved/verification', 200],
   ] as const)
     it(`tells what GET ${url} answers`, async () => {
       const answer = await gateway.call(url);
