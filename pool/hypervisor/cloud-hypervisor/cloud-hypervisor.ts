@@ -25,6 +25,7 @@ import { CloudHypervisorMachine } from './cloud-hypervisor-machine.ts';
 import { checkSizes, type DeviceState, readDevices, writeSnapshotDir } from './device-state.ts';
 import { typedFailure } from './failures.ts';
 import { Jail } from './jail.ts';
+import { whyNoLandlock } from './landlock.ts';
 import { SpareVmms } from './spare-vmms.ts';
 import { parseVersion, refusedVersion } from './versions.ts';
 import { bootConfig, cloneConfig, machineVersion, names } from './vm-config.ts';
@@ -45,6 +46,7 @@ export interface CloudHypervisorOptions {
   slots?: NetworkSlots;
   /** Processes kept ready. */
   spares?: number;
+  /** Absent: where the kernel has what it takes. */
   landlock?: boolean;
   /** False for tests alone: no uid, root directory and control group of its own. */
   confine?: boolean;
@@ -67,6 +69,7 @@ export class CloudHypervisor implements Hypervisor {
   readonly #options: CloudHypervisorOptions;
   readonly #slots: NetworkSlots;
   #version: Promise<string> | undefined;
+  #hasLandlock: boolean | undefined;
   #host: Promise<VmmHost> | undefined;
   #spares: Promise<SpareVmms> | undefined;
   /** A snapshot's device state is read once: it never changes. */
@@ -222,7 +225,9 @@ export class CloudHypervisor implements Hypervisor {
   }
 
   get #landlock(): boolean {
-    return this.#options.landlock ?? false;
+    const { landlock, confine = true } = this.#options;
+    this.#hasLandlock ??= landlock ?? (confine && whyNoLandlock() === undefined);
+    return this.#hasLandlock;
   }
 
   async #failed(

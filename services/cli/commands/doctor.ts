@@ -8,11 +8,12 @@ import type { Command } from 'commander';
 import { pathsOf } from '../../../pool/host/paths.ts';
 import { findCloudHypervisor, rememberedChoice } from '../../../pool/hypervisor/choose.ts';
 import { versionOf } from '../../../pool/hypervisor/cloud-hypervisor/cloud-hypervisor.ts';
+import { hardeningOf } from '../../../pool/hypervisor/hardening.ts';
 import type { Config } from '../../../shared/config.ts';
 import { nameOf } from '../choose-machine.ts';
 import { runningHolder } from '../data-dir-lock.ts';
 import { ExitCode, exitCodes } from '../failure.ts';
-import { hostPrograms, missingPrograms } from '../host-packages.ts';
+import { missingPrograms, neededPrograms } from '../host-packages.ts';
 import { addConfigOptions } from '../load-config.ts';
 import { table } from '../output.ts';
 import { type AddCommand, type Session, withJson } from '../session.ts';
@@ -39,10 +40,10 @@ async function doctor(session: Session, command: Command): Promise<void> {
   const { config } = await session.config(command);
   const { strict } = config;
   const findings = [
-    await programs(),
+    await programs(config),
     await hypervisor(config),
     await kvm(),
-    privileges(),
+    ...(await hardening(config)),
     await disk(config),
     memory(config),
     await running(config),
@@ -59,10 +60,11 @@ async function doctor(session: Session, command: Command): Promise<void> {
   if (bad) throw new ExitCode(exitCodes.failed);
 }
 
-async function programs(): Promise<Finding> {
+async function programs(config: Config): Promise<Finding> {
   const what = 'host programs';
-  const missing = await missingPrograms();
-  if (missing.length === 0) return { what, state: 'ok', detail: `all ${hostPrograms.length} are installed` };
+  const needed = await neededPrograms(config);
+  const missing = await missingPrograms(needed);
+  if (missing.length === 0) return { what, state: 'ok', detail: `all ${needed.length} are installed` };
   const packages = [...new Set(missing.map(({ debianPackage }) => debianPackage))].join(' ');
   return { what, state: 'fail', detail: `missing: apt-get install --no-install-recommends ${packages}` };
 }
@@ -126,12 +128,18 @@ async function kvm(): Promise<Finding> {
   return { what: '/dev/kvm', state: usable ? 'ok' : 'warn', detail };
 }
 
-function privileges(): Finding {
-  const root = process.getuid?.() === 0;
-  const detail = root
-    ? 'root: every VMM gets a uid of its own, and no right to start anything'
-    : 'not root: all VMMs run as this user; a guest that breaks out of its VMM may touch the others';
-  return { what: 'privileges', state: root ? 'ok' : 'warn', detail };
+/** Of the hypervisor that was chosen last, else of the one that would be tried first. */
+async function hardening(config: Config): Promise<Finding[]> {
+  const binary = await findCloudHypervisor(config.cloudHypervisor);
+  const choice = await rememberedChoice(pathsOf(config.dataDir).hypervisorChoice);
+  const first = binary === undefined ? 'qemu' : 'cloud-hypervisor';
+  const hypervisor = config.hypervisor === 'auto' ? (choice?.hypervisor ?? first) : config.hypervisor;
+  const measures = await hardeningOf({ hypervisor, binary, dataDir: config.dataDir });
+  return measures.map(({ name, inForce, detail }) => ({
+    what: `hardening: ${name}`,
+    state: inForce ? 'ok' : config.strict ? 'fail' : 'warn',
+    detail: `${inForce ? 'in force' : 'not in force'}: ${detail}`,
+  }));
 }
 
 async function disk({ dataDir, minFreeDiskMb }: Config): Promise<Finding> {
