@@ -50,6 +50,8 @@ export class CloudHypervisorMachine implements Machine {
     this.#channel = channel;
     this.#sharedMemory = facts.sharedMemory;
     this.#callTimeoutMs = facts.callTimeoutMs;
+    // Whoever ends the VMM, also before this machine was handed out.
+    void vmm.exited.then(() => channel.close());
   }
 
   /** Before the guest runs. */

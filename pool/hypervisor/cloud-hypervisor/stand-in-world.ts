@@ -1,13 +1,14 @@
 // Owns what tests of the driver start from where there is no KVM: the API's stand-in as the program, addresses of the
 // loopback as network slots, a few bytes as the guest image. For tests only.
 // Invariant: disposing leaves no process and no file.
-import { mkdir, mkdtemp, rm, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { newVmId } from '../../../shared/ids.ts';
 import { silentLog } from '../../../shared/log.ts';
 import type { NetworkSlot, NetworkSlots } from '../../host/network-slots.ts';
 import { capturedFilesIn, type Paths, pathsOf } from '../../host/paths.ts';
+import { readProcessRecord, readStartTime } from '../../host/process-table.ts';
 import type { CapturedFiles, GuestImage, Machine } from '../hypervisor.ts';
 import type { Refusals } from './api-stand-in.ts';
 import { CloudHypervisor } from './cloud-hypervisor.ts';
@@ -108,6 +109,18 @@ export class StandInWorld implements AsyncDisposable {
     });
     this.machines.push(machine);
     return machine;
+  }
+
+  /** Pids of processes that are held ready, by the records of their directories. */
+  async spareVmms(): Promise<number[]> {
+    const used = new Set(this.machines.map(({ pid }) => pid));
+    const pids: number[] = [];
+    for (const name of await readdir(this.paths.vmsDir)) {
+      const record = await readProcessRecord(this.paths.vmDir(name));
+      if (record && !used.has(record.pid) && (await readStartTime(record.pid)) !== undefined)
+        pids.push(record.pid);
+    }
+    return pids;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

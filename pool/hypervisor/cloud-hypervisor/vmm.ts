@@ -14,6 +14,7 @@ import { recordProcess } from '../../host/process-table.ts';
 import type { MachineExit } from '../hypervisor.ts';
 import { ApiClient } from './api-client.ts';
 import { readEvents } from './event-monitor.ts';
+import { typedFailure } from './failures.ts';
 import type { Jail } from './jail.ts';
 import { refusedVersion } from './versions.ts';
 import { names } from './vm-config.ts';
@@ -81,7 +82,7 @@ export class Vmm {
     } catch (error) {
       if (vmm) await vmm.end();
       else host.slots.giveBack(slot);
-      throw error;
+      throw typedFailure(error, 'the start of Cloud Hypervisor', 'hypervisor-failed');
     }
   }
 
@@ -121,6 +122,14 @@ export class Vmm {
   get hasEnded(): boolean {
     const { exitCode, signalCode } = this.#child.process;
     return exitCode !== null || signalCode !== null;
+  }
+
+  /** Its end may not have been told yet. */
+  answers(): Promise<boolean> {
+    return this.#api.ping().then(
+      () => true,
+      () => false,
+    );
   }
 
   /** Lets the VMM read and write a file or directory in its jail. */
