@@ -97,7 +97,7 @@ const wrongSize = (what: string, path: string, sizeBytes: number, expectedBytes:
   new ThawError('restore-failed', `the ${what} ${path} has ${sizeBytes} bytes, not ${expectedBytes}`);
 
 export async function writeSnapshotDir(dir: string, config: VmConfig, state: string): Promise<void> {
-  await mkdir(dir);
+  await mkdir(dir, { recursive: true });
   await Promise.all([
     writeFile(join(dir, 'config.json'), JSON.stringify(config)),
     writeFile(join(dir, 'state.json'), state),
