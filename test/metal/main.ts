@@ -42,6 +42,7 @@ const inside = {
   node: '/payload/thaw/node_modules/.bin/node',
   project: '/payload/thaw',
   binary: '/payload/bin/cloud-hypervisor',
+  temporary: '/payload/tmp',
 };
 const prepareTimeoutMs = 15 * minuteMs;
 
@@ -85,7 +86,7 @@ async function passes(machine: NestedMachine, { title, args, timeoutMs }: Step):
   const request: CommandRequest = {
     argv: [inside.node, ...args],
     cwd: inside.project,
-    env: { THAW_CLOUD_HYPERVISOR: inside.binary },
+    env: { THAW_CLOUD_HYPERVISOR: inside.binary, TMPDIR: inside.temporary },
   };
   const onOutput = (text: string, stream: 'stdout' | 'stderr') => void process[stream].write(text);
   try {
