@@ -67,7 +67,7 @@ export class OwnWay {
     await using cleanup = new Cleanup();
     const vmm = await this.#start(cleanup);
     await this.#place(vmm, template);
-    await vmm.placeReadable(template.files.pagesPath, names.pages);
+    await vmm.placePages(template.files.pagesPath);
     const devices = await readDevices(template.files.devicesPath);
     const config = cloneConfig(devices.config, { sharedMemory: false, landlock: false });
     const control = await this.#restore(vmm, config, devices.state);

@@ -67,8 +67,8 @@ interface Candidates {
 }
 
 const qemuTrialTimeoutMs = 15_000;
-/** Tried only where a binary was put for it: an emulated machine may need all of it. */
-const cloudTrialTimeoutMs = 60_000;
+/** Tried only where a binary was put for it; an emulated machine may need all of it, and says so by its name. */
+const cloudTrialTimeoutMs = { auto: 60_000, named: 180_000 };
 
 /**
  * @returns the driver to use and why; decides by trial at most once per kernel, hypervisor and image.
@@ -140,7 +140,11 @@ async function decide(options: ChooseOptions, candidates: Candidates): Promise<C
   const { cloud, present, device, inputs } = candidates;
   onProgress?.('trying KVM with the real guest kernel');
   const noCloud = cloud
-    ? await trialBoot(cloud, options, trialTimeoutMs ?? cloudTrialTimeoutMs)
+    ? await trialBoot(
+        cloud,
+        options,
+        trialTimeoutMs ?? cloudTrialTimeoutMs[asked === 'auto' ? 'auto' : 'named'],
+      )
     : candidates.fault;
   if (asked !== 'qemu' && noCloud === '')
     return remember(options, {

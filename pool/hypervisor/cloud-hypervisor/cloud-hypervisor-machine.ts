@@ -159,7 +159,7 @@ export class CloudHypervisorMachine implements Machine {
    */
   async #stateOnly(): Promise<DeviceState> {
     try {
-      await this.#saveState(['memory-ranges']);
+      await this.#saveState([names.memory]);
     } catch (error) {
       if (isStateOnlySnapshot(error)) return await this.#readState();
       throw error;

@@ -6,6 +6,8 @@ import { createServer } from 'node:http';
 import { join } from 'node:path';
 import { after, afterEach, before, describe, it } from 'node:test';
 import { newVmId } from '../../../shared/ids.ts';
+import { ControlClient } from '../../guest/control-client.ts';
+import { handshake } from '../../guest/handshake.ts';
 import { readStartTime } from '../../host/process-table.ts';
 import type { CapturedFiles, Machine } from '../hypervisor.ts';
 import { ApiClient } from './api-client.ts';
@@ -193,6 +195,20 @@ describe('the driver of Cloud Hypervisor when something fails', () => {
     await driver.close();
     await nothingIsLeft();
     assert.deepEqual(await world.spareVmms(), []);
+  });
+
+  it('restores what a clone had changed before its devices are made', async () => {
+    const machine = await clone();
+    const control = new ControlClient(await machine.openControl());
+    const nonce = 'd'.repeat(32);
+    await control.request({ op: 'seal', nonce }, 5_000);
+    const target = targetIn('changed');
+    const delta = await machine.captureClone(target, { resume: true });
+    const from = { ...files, devicesPath: target.devicesPath, diskPath: target.diskPath };
+    const second = await world.restore(from, world.hypervisor, delta);
+    await handshake(new ControlClient(await second.openControl()), second.vmId, nonce, 5_000);
+    await machine.destroy();
+    await second.destroy();
   });
 
   it('leaves the vsock, configuration and devices of a snapshot as they are', async () => {

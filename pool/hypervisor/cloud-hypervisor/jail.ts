@@ -5,6 +5,7 @@
 import { statSync } from 'node:fs';
 import { chmod, chown, copyFile, link, mkdir, open, readFile, rename, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
+import { mountFile } from '../../host/file-mounts.ts';
 import { runTool } from '../../host/host-tool.ts';
 import type { NetworkSlot } from '../../host/network-slots.ts';
 
@@ -87,11 +88,31 @@ export class Jail {
   /** The file stays its owner's: who may name it may read it, nobody but the owner may write it. */
   async placeReadable(source: string, dir: string, name: string): Promise<void> {
     await this.place(source, dir, name);
-    const path = join(dir, name);
+    await this.#letRead(join(dir, name));
+  }
+
+  async #letRead(path: string): Promise<void> {
     const { mode, uid } = await stat(path);
     if (this.facts.isRoot && ((mode & 0o004) === 0 || (mode & 0o022) !== 0))
       await chmod(path, (mode & 0o600) | 0o444);
     if (this.facts.isRoot && uid !== 0) await chown(path, 0, 0);
+  }
+
+  /**
+   * The page file: never a copy, for it may be far away and arrive page by page.
+   * @returns the path to unmount when the VMM has ended, if it took a mount.
+   */
+  async placePages(source: string, dir: string, name: string): Promise<string | undefined> {
+    const target = join(dir, name);
+    try {
+      await link(source, target);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EXDEV') throw error;
+      await mountFile(source, target);
+      return target;
+    }
+    await this.#letRead(target);
+    return undefined;
   }
 
   /** The words that start the VMM in `dir`. */

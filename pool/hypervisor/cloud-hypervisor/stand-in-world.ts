@@ -9,7 +9,7 @@ import { silentLog } from '../../../shared/log.ts';
 import type { NetworkSlot, NetworkSlots } from '../../host/network-slots.ts';
 import { capturedFilesIn, type Paths, pathsOf } from '../../host/paths.ts';
 import { readProcessRecord, readStartTime } from '../../host/process-table.ts';
-import type { CapturedFiles, GuestImage, Machine } from '../hypervisor.ts';
+import type { CapturedFiles, GuestImage, Machine, PageDelta } from '../hypervisor.ts';
 import type { Refusals } from './api-stand-in.ts';
 import { CloudHypervisor } from './cloud-hypervisor.ts';
 
@@ -96,7 +96,7 @@ export class StandInWorld implements AsyncDisposable {
     return { machine, files };
   }
 
-  async restore(from: CapturedFiles, hypervisor = this.hypervisor): Promise<Machine> {
+  async restore(from: CapturedFiles, hypervisor = this.hypervisor, delta?: PageDelta): Promise<Machine> {
     const vmId = newVmId();
     const runDir = await this.runDirOf(vmId);
     const machine = await hypervisor.restore({
@@ -106,6 +106,7 @@ export class StandInWorld implements AsyncDisposable {
       runDir,
       from,
       memory: 'private',
+      ...(delta ? { delta } : {}),
     });
     this.machines.push(machine);
     return machine;

@@ -16,6 +16,8 @@ export const names = {
   serial: 'serial',
   /** A snapshot that is read. */
   from: 'from',
+  /** In it: pages of memory. */
+  memory: 'memory-ranges',
   /** A snapshot that is written. */
   to: 'to',
 } as const;

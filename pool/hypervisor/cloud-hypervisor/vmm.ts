@@ -9,6 +9,7 @@ import { withDeadline } from '../../../shared/deadline.ts';
 import { ThawError } from '../../../shared/errors.ts';
 import type { Cgroup, CgroupLimits, Cgroups } from '../../host/cgroups.ts';
 import { type Child, startChild } from '../../host/child.ts';
+import { unmountFile } from '../../host/file-mounts.ts';
 import type { NetworkSlot, NetworkSlots } from '../../host/network-slots.ts';
 import { recordProcess } from '../../host/process-table.ts';
 import type { MachineExit } from '../hypervisor.ts';
@@ -44,6 +45,7 @@ export class Vmm {
   #dir: string;
   #api: ApiClient;
   #cgroup: Cgroup | undefined;
+  #mounted: string | undefined;
   #ending: Promise<void> | undefined;
 
   private constructor(host: VmmHost, slot: NetworkSlot, dir: string, child: Child) {
@@ -152,6 +154,11 @@ export class Vmm {
     return this.#host.jail.placeReadable(source, this.#dir, name);
   }
 
+  /** Puts the page file into the jail, to be read; from another file system for as long as the VMM lives. */
+  async placePages(source: string): Promise<void> {
+    this.#mounted = await this.#host.jail.placePages(source, this.#dir, names.pages);
+  }
+
   /** A file of this VMM by its name in the jail. */
   path(name: string): string {
     return join(this.#dir, name);
@@ -161,6 +168,7 @@ export class Vmm {
     this.kill();
     await withDeadline(`the end of Cloud Hypervisor ${this.pid}`, endTimeoutMs, this.exited);
     await this.#api.close();
+    if (this.#mounted !== undefined) await unmountFile(this.#mounted);
     await this.#cgroup?.remove();
     this.#host.slots.giveBack(this.slot);
   }
