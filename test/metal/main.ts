@@ -23,6 +23,9 @@ interface Step {
 const minuteMs = 60_000;
 const test = (name: string) => ['--test', '--test-reporter=spec', `test/vm/${name}.vm.test.ts`];
 
+/** Small numbers: everything is some fifty times slower in there. */
+const bench = (...args: string[]) => ['loadtest/bench/main.ts', ...args];
+
 const steps: readonly Step[] = [
   {
     name: 'conformance',
@@ -35,6 +38,30 @@ const steps: readonly Step[] = [
     title: 'the main job on Cloud Hypervisor',
     args: test('cloud-hypervisor-main-job'),
     timeoutMs: 12 * minuteMs,
+  },
+  {
+    name: 'rows',
+    title: 'rows of the failure matrix on Cloud Hypervisor',
+    args: test('cloud-hypervisor-rows'),
+    timeoutMs: 15 * minuteMs,
+  },
+  {
+    name: 'figures',
+    title: 'figures: against what Cloud Hypervisor does by itself',
+    args: bench('cloud-hypervisor', '--n', '3'),
+    timeoutMs: 15 * minuteMs,
+  },
+  {
+    name: 'density',
+    title: 'figures: memory of 8 idle clones',
+    args: bench('density', '--n', '8'),
+    timeoutMs: 10 * minuteMs,
+  },
+  {
+    name: 'burst',
+    title: 'figures: 32 clones at once',
+    args: bench('burst', '--n', '32', '--rounds', '1'),
+    timeoutMs: 10 * minuteMs,
   },
 ];
 
