@@ -48,7 +48,7 @@ const steps: readonly Step[] = [
   {
     name: 'figures',
     title: 'figures: against what Cloud Hypervisor does by itself',
-    args: bench('cloud-hypervisor', '--n', '3'),
+    args: bench('metal', '--n', '3'),
     timeoutMs: 15 * minuteMs,
   },
   {

@@ -31,8 +31,8 @@ const goals: Record<number, { restore: number; pause: number }> = {
 const spareGoal = 0.75;
 const pauseStages = new Set(['pause', 'state', 'scan', 'copy', 'disk', 'resume']);
 
-export const cloudHypervisor: Benchmark = {
-  name: 'cloud-hypervisor',
+export const metal: Benchmark = {
+  name: 'metal',
   summary: 'restore and pause on Cloud Hypervisor, against what that VMM does by itself',
   n: { default: 5, description: 'samples of each kind at each guest size' },
   options: { ...acceleratorOption, 'large-mb': { default: 1024, description: 'the larger guest, MiB' } },
