@@ -69,6 +69,7 @@ export class NodeSandboxes {
       timer: undefined,
     };
     try {
+      if (request.allowInternetAccess) await lease.vm.setEgress?.(true);
       await initialise(sandbox, request);
     } catch (error) {
       lease.discard();
