@@ -15,8 +15,14 @@ import { type GuestIdentity, handshake } from './guest/handshake.ts';
 import { prime } from './guest/runner-client.ts';
 import { capturedFilesIn, cloneFilesDir, type Paths, snapshotFilesIn } from './host/paths.ts';
 import { mergeLayers } from './hypervisor/disk-layer/layers.ts';
-import { isLayer } from './hypervisor/disk-layer/read-layer.ts';
-import type { GuestImage, Hypervisor, Machine, MachineShape } from './hypervisor/hypervisor.ts';
+import type {
+  Compatibility,
+  GuestImage,
+  Hypervisor,
+  Machine,
+  MachineShape,
+} from './hypervisor/hypervisor.ts';
+import { isDiskLayer } from './snapshot/disk-form.ts';
 import type { SnapshotLibrary } from './snapshot/library.ts';
 import { copySparse } from './snapshot/materialise.ts';
 import {
@@ -200,7 +206,7 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
     const files = capturedFilesIn(partialDir);
     await machine.captureInPlace(files, onStage);
     await sync(files.pagesPath);
-    if (of) await standAlone(files.diskPath, of.templateDiskPath);
+    if (of) await standAlone(of.template.compatibility, files.diskPath, of.templateDiskPath);
     const dir = paths.snapshotDir(snapshotId);
     await writeRecord(partialDir, {
       format: recordFormat,
@@ -260,8 +266,13 @@ function memoryPathOf({ dir, form }: SnapshotRecord): string {
 }
 
 /** A layer over a template's disk becomes one over the empty disk: the template may be removed. */
-async function standAlone(diskPath: string, templateDiskPath: string): Promise<void> {
-  if (!(await isFile(diskPath)) || !(await isLayer(diskPath)) || !(await isLayer(templateDiskPath))) return;
+async function standAlone(
+  compatibility: Compatibility,
+  diskPath: string,
+  templateDiskPath: string,
+): Promise<void> {
+  if (!(await isFile(diskPath))) return;
+  for (const path of [diskPath, templateDiskPath]) if (!(await isDiskLayer(compatibility, path))) return;
   const wholePath = `${diskPath}.whole`;
   await mergeLayers(wholePath, templateDiskPath, diskPath);
   await rename(wholePath, diskPath);

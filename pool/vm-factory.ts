@@ -271,6 +271,10 @@ class LocalVm implements Vm {
     this.#control.onEvent(listener);
   }
 
+  async setEgress(open: boolean): Promise<void> {
+    await this.#machine.setEgress?.(open);
+  }
+
   async capture(request: CaptureRequest): Promise<SnapshotRecord> {
     this.#files = await completeCloneFiles(this.#library, this.#files);
     const onLost = (reason: string) => this.#lost(reason);

@@ -29,6 +29,8 @@ export interface Vm {
   readonly ended: Promise<string>;
   addressOf(guestPort: number): Promise<Address>;
   onEvent(listener: (event: ControlEvent) => void): void;
+  /** Opens or closes the way to the internet; absent where a hypervisor has no such switch. */
+  setEgress?(open: boolean): Promise<void>;
   /**
    * Saves it as it is now, as a snapshot of this node that VMs can be restored from when this returns. It runs on after
    * a short pause; with `resume: false` it stays paused and is to be destroyed. Whatever fails, it runs on.

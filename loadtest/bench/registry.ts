@@ -8,6 +8,7 @@ export const benchmarks: Record<string, () => Promise<Benchmark>> = {
   cold: async () => (await import('./benchmarks/cold.ts')).cold,
   density: async () => (await import('./benchmarks/density.ts')).density,
   gateway: async () => (await import('./benchmarks/gateway.ts')).gateway,
+  metal: async () => (await import('./benchmarks/metal.ts')).metal,
   restore: async () => (await import('./benchmarks/restore.ts')).restore,
   snapshot: async () => (await import('./benchmarks/snapshot.ts')).snapshot,
   tti: async () => (await import('./benchmarks/tti.ts')).tti,

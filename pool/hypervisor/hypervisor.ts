@@ -146,6 +146,8 @@ export interface Machine {
   captureClone(target: CloneCaptureTarget, options: CloneCaptureOptions): Promise<PageDelta>;
   /** Lets a clone run on that `captureClone` left paused: what followed the capture failed. */
   resume(): Promise<void>;
+  /** Opens or closes the way to the internet, at any time; closed until it is opened. Absent where there is none. */
+  setEgress?(open: boolean): Promise<void>;
   /** Ends the VMM; safe in every state and more than once. Resolves when the process is gone. */
   destroy(): Promise<void>;
 }

@@ -12,10 +12,10 @@ import { metrics } from '../../shared/metrics.ts';
 import type { ControlClient } from '../guest/control-client.ts';
 import { type SnapshotFiles, snapshotFilesIn } from '../host/paths.ts';
 import { mergeLayers, rebaseLayer } from '../hypervisor/disk-layer/layers.ts';
-import { isLayer } from '../hypervisor/disk-layer/read-layer.ts';
 import type { Machine, PageDelta } from '../hypervisor/hypervisor.ts';
 import type { CloneFiles } from './clone-files.ts';
 import { writeDeltaRuns } from './delta-runs.ts';
+import { isDiskLayer } from './disk-form.ts';
 import type { SnapshotLibrary } from './library.ts';
 import { ownBytes, publishDirectory, recordFormat, type SnapshotRecord, writeRecord } from './record.ts';
 
@@ -201,7 +201,8 @@ class Capture {
   async #finishDisk(): Promise<void> {
     const { diskPath, baseDiskPath } = this.#files;
     const { record, links } = this.#source.files;
-    if (!(await isLayer(this.#frozenDiskPath))) return await rename(this.#frozenDiskPath, diskPath);
+    if (!(await isDiskLayer(record.compatibility, this.#frozenDiskPath)))
+      return await rename(this.#frozenDiskPath, diskPath);
     const finalBasePath = snapshotFilesIn(this.#dir).baseDiskPath;
     if (record.form === 'whole') {
       await link(links.diskPath, baseDiskPath);

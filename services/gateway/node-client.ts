@@ -68,7 +68,7 @@ export interface SandboxRequest {
   endAtMs: number;
   /** True: at its end the node asks (`onSandboxExpired`) instead of killing it. */
   asksAtEnd?: boolean;
-  /** False: it must not reach the outside; a node whose VMs can throws `not-implemented`. */
+  /** False: it must not reach the outside. True: it may, where the hypervisor offers a way. */
   allowInternetAccess?: boolean;
 }
 

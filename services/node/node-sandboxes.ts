@@ -69,6 +69,7 @@ export class NodeSandboxes {
       timer: undefined,
     };
     try {
+      if (request.allowInternetAccess) await lease.vm.setEgress?.(true);
       await initialise(sandbox, { accessToken: request.accessToken, envVars: request.envVars });
     } catch (error) {
       lease.discard();
