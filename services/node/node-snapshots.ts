@@ -46,10 +46,16 @@ export class NodeSnapshots {
   async capture(sandbox: RunningSandbox, request: CaptureSandboxRequest): Promise<SnapshotFacts> {
     const { names, keepRunning } = request;
     const source = sandbox.sandboxId;
-    for (const name of names)
-      if (await this.#options.stored?.idOf(name))
-        throw new ThawError('conflict', `a snapshot of the name ${name} is in the store`);
+    await this.#refuseTaken(names);
     return this.#factsOf(await sandbox.lease.vm.capture({ names, source, resume: keepRunning }));
+  }
+
+  /** The library knows its own names; a store that does not answer is in nobody's way. */
+  async #refuseTaken(names: readonly string[]): Promise<void> {
+    if (names.length === 0) return;
+    const taken = new Set((await this.#summaries()).flatMap((summary) => summary.names));
+    const name = names.find((wanted) => taken.has(wanted));
+    if (name !== undefined) throw new ThawError('conflict', `a snapshot of the name ${name} is in the store`);
   }
 
   /** Of this node, and of others that are in the store; newest first. */
