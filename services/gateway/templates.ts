@@ -68,6 +68,13 @@ export class Templates {
     return { templateId: record.templateId, snapshotId: build.snapshotId, alias: record.name };
   }
 
+  /** The snapshot that a template's NAME or NAME:TAG stands for; any other word as it is. */
+  contentOf(word: string): string {
+    const { name, tag } = splitName(word);
+    const record = this.#state.templates.get(name);
+    return (record && taggedBuild(record, tag)?.snapshotId) ?? word;
+  }
+
   /** @throws ThawError `bad-request` | `conflict` for a name that a template may not have. */
   async requireName(name: string): Promise<void> {
     if (!templateNamePattern.test(name))

@@ -151,6 +151,20 @@ describe('building templates', () => {
     assert.equal(await Template.exists('silent', connection()), false);
   });
 
+  it('becomes a function, as any snapshot does', async () => {
+    const content = gateway.state.templates.get('mine')!;
+    const made = await send('POST', '/v1/functions', { name: 'of-mine', fromSnapshot: 'mine', port: 8000 });
+    assert.equal(made.status, 202, await made.clone().text());
+    const { snapshotId } = content.builds.find(({ buildId }) => buildId === content.tags.default!.buildId)!;
+    assert.equal((await json(made)).fromSnapshot, snapshotId);
+    await eventually('it is built', async () => {
+      const { versions } = (await json(await gateway.call('/v1/functions/of-mine'))) as {
+        versions: { state: string }[];
+      };
+      return versions[0]!.state === 'ready';
+    });
+  });
+
   it('is given up when a newer build of the name begins, or the template is removed', async () => {
     const hold = `touch ${join(dir, 'waits')}; sleep 60`;
     const older = build(plain().runCmd(hold), 'raced');

@@ -91,7 +91,7 @@ function deployRoute(context: GatewayContext) {
 
 /** A sandbox's snapshot becomes a version, with its server as the function. */
 function endpointRoute(app: FastifyInstance, context: GatewayContext): void {
-  const { deployments, node } = context;
+  const { deployments, node, templates } = context;
   app.post<{ Body: EndpointBody }>(
     '/v1/functions',
     { schema: { body: endpointBodySchema } },
@@ -99,7 +99,7 @@ function endpointRoute(app: FastifyInstance, context: GatewayContext): void {
       deployments.requireRoom();
       const { name, fromSnapshot } = request.body;
       requireName(name);
-      const facts = await node.inspectSnapshot(fromSnapshot);
+      const facts = await node.inspectSnapshot(templates.contentOf(fromSnapshot));
       if (facts.kind === 'function')
         throw new ThawError('conflict', `${fromSnapshot} is a function's snapshot; take one of a sandbox`);
       const manifest = manifestOfEndpoint(request.body, facts);
