@@ -133,17 +133,17 @@ async function perform(
       const before = known(setting);
       for (const [key, value] of step.values) setting.env[key] = expanded(value, before);
       const { PATH: path } = Object.fromEntries(step.values);
-      if (path !== undefined) await mustRun(request, guest, name, keepPath(setting.env.PATH!));
+      if (path !== undefined) await mustRun(request, guest, name, keepPath(setting.env.PATH!), titleOf(step));
       return;
     }
     case 'user':
-      await mustRun(request, guest, name, { script: 'true', user: step.user, cwd: '/' });
+      await mustRun(request, guest, name, { script: 'true', user: step.user, cwd: '/' }, titleOf(step));
       setting.user = step.user;
       return;
     case 'workdir': {
       const path = posix.resolve(setting.workdir, expanded(step.path, known(setting)));
       const script = `[ -d ${quoted(path)} ] || install -d -o ${quoted(setting.user)} ${quoted(path)}`;
-      await mustRun(request, guest, name, { script, user: 'root', cwd: '/' });
+      await mustRun(request, guest, name, { script, user: 'root', cwd: '/' }, titleOf(step));
       setting.workdir = path;
       return;
     }
@@ -171,16 +171,17 @@ async function mustRun(
   guest: GuestCommands,
   step: string,
   command: { script: string; user: string; cwd: string; env?: Record<string, string> },
+  title = command.script,
 ): Promise<void> {
   const output = log.output(step);
   const end = await guest.run({ ...command, onOutput: output.onOutput });
   output.end();
-  if (end.exitCode !== 0) throw failureOf(command.script, end, log);
+  if (end.exitCode !== 0) throw failureOf(title, end, log);
 }
 
-function failureOf(script: string, { status }: CommandEnd, log: BuildLog): ThawError {
+function failureOf(what: string, { status }: CommandEnd, log: BuildLog): ThawError {
   const said = log.tail === '' ? '' : `\n${log.tail}`;
-  return new ThawError('build-failed', `${script.slice(0, 200)}: ${status}${said}`);
+  return new ThawError('build-failed', `${what.slice(0, 200)}: ${status}${said}`);
 }
 
 async function copy(
@@ -199,12 +200,8 @@ async function copy(
     OWNER: step.user ?? setting.user,
     MODE: step.mode ?? '',
   };
-  await mustRun(request, guest, name, {
-    script: copyScript,
-    user: 'root',
-    cwd: '/',
-    env: { ...env, BASE: setting.workdir },
-  });
+  const command = { script: copyScript, user: 'root', cwd: '/', env: { ...env, BASE: setting.workdir } };
+  await mustRun(request, guest, name, command, titleOf(step));
 }
 
 /**
@@ -273,7 +270,7 @@ async function finalise(
 
 async function requireDisk(request: BuildRequest, guest: GuestCommands, neededMb: number): Promise<void> {
   const script = `free=$(df --output=avail -m / | tail -n 1); [ "$free" -ge ${neededMb} ] || { echo "$free MB of the disk are free, ${neededMb} MB were asked for" >&2; exit 1; }`;
-  await mustRun(request, guest, 'finalize', { script, user: 'root', cwd: '/' });
+  await mustRun(request, guest, 'finalize', { script, user: 'root', cwd: '/' }, 'minFreeDiskMb');
 }
 
 /** @returns what stops watching the start command, which runs on. */

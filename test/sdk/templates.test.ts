@@ -131,7 +131,7 @@ describe('building templates', () => {
   });
 
   it('fails with the step and its output, and leaves the name as it was', async () => {
-    const [before] = templatesShown();
+    const before = templatesShown();
     const failing = plain().runCmd('echo about to; echo no luck >&2; exit 3').runCmd('never');
     await assert.rejects(build(failing, 'mine'), (error) => {
       assert.ok(error instanceof BuildError);
@@ -139,8 +139,24 @@ describe('building templates', () => {
       assert.match(error.stack!, /templates\.test\.ts/);
       return true;
     });
-    assert.deepEqual(templatesShown(), [before]);
+    assert.deepEqual(templatesShown(), before);
     assert.equal(node.sandboxes.size, 0);
+  });
+
+  it('fails in words when files do not fit, or the disk is too small', async () => {
+    const nowhere = plain()
+      .copy('src/a.txt', 'src-is-a-file')
+      .runCmd('true')
+      .copy('src/a.txt', 'src-is-a-file/below');
+    await assert.rejects(
+      build(nowhere, 'refused'),
+      /^BuildError: step 5: COPY src\/a\.txt .*: exit status 1\n/,
+    );
+    const small = { minFreeDiskMb: 1_000_000_000 };
+    await assert.rejects(
+      build(plain(), 'refused', small),
+      /minFreeDiskMb: exit status 1\n *[0-9]+ MB of the disk/,
+    );
   });
 
   it('fails when the start command does, and when its check never holds', async () => {
