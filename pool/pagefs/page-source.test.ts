@@ -79,7 +79,7 @@ describe('page source', () => {
     const { source, reader, kept, content } = await opened('whole');
     await source.readRange(0, 4096);
     await assert.rejects(stat(join(dir, 'whole')), { code: 'ENOENT' });
-    await source.fetchAhead(planAhead(reader.image.frames, source.missingFrames()));
+    await source.keepAhead(planAhead(reader.image.frames, source.missingFrames()));
     assert.equal(await kept, undefined);
     assert.ok((await readFile(join(dir, 'whole'))).equals(content));
     const { blocks } = await stat(join(dir, 'whole'));
@@ -90,7 +90,7 @@ describe('page source', () => {
 
   it('reads kept frames from the file when memory has forgotten them', async () => {
     const { source, reader, kept, content } = await opened('small', framePages * 4096);
-    await source.fetchAhead(planAhead(reader.image.frames, source.missingFrames()));
+    await source.keepAhead(planAhead(reader.image.frames, source.missingFrames()));
     await kept;
     const readsBefore = reader.reads.length;
     const { pieces, origin } = await source.readRange(0, content.length);

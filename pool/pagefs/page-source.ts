@@ -61,6 +61,11 @@ export interface FramePageSourceOptions {
   onFetched?: OnFetched;
 }
 
+export interface FetchOutcome {
+  failed: number;
+  error?: unknown;
+}
+
 /** Puts bytes of the page file where its readers find them without asking. */
 export type Push = (offsetBytes: number, bytes: Buffer) => Promise<void>;
 
@@ -119,17 +124,26 @@ export class FramePageSource implements PageSource {
     );
   }
 
-  /** Fetches by these reads what is not here. @returns how many frames could not be had, and why the first could not. */
-  async fetchAhead(runs: readonly FrameRead[], push?: Push): Promise<{ failed: number; error?: unknown }> {
-    const outcome: { failed: number; error?: unknown } = { failed: 0 };
-    const arrived = async (frame: number, bytes: Buffer) => {
-      const written = this.#keep(frame, bytes);
-      if (push)
-        await Promise.all(
-          this.#places.spread(frame, bytes).map((place) => push(place.offsetBytes, place.bytes)),
-        );
-      await written;
-    };
+  /** Fetches by these reads what is not here, and keeps it. @returns how many frames could not be had, and why the first could not. */
+  keepAhead(runs: readonly FrameRead[]): Promise<FetchOutcome> {
+    return this.#fetch(runs, (frame, bytes) => this.#keep(frame, bytes));
+  }
+
+  /** As `keepAhead`, only into memory: while a guest waits for its pages nothing is written for later. */
+  async fetchAhead(runs: readonly FrameRead[], push?: Push): Promise<FetchOutcome> {
+    return await this.#fetch(runs, async (frame, bytes) => {
+      if (!push) return;
+      await Promise.all(
+        this.#places.spread(frame, bytes).map((place) => push(place.offsetBytes, place.bytes)),
+      );
+    });
+  }
+
+  async #fetch(
+    runs: readonly FrameRead[],
+    arrived: (frame: number, bytes: Buffer) => Promise<void>,
+  ): Promise<FetchOutcome> {
+    const outcome: FetchOutcome = { failed: 0 };
     await Promise.all(
       runs.map((run) =>
         this.#frames.fetchRun(run, {

@@ -8,7 +8,7 @@ import { withDeadline } from '../../shared/deadline.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { snapshotFilesIn } from '../host/paths.ts';
-import type { PagedLease, PagedSnapshots } from '../snapshot/paged-lease.ts';
+import type { PagedImage, PagedLease, PagedSnapshots } from '../snapshot/paged-lease.ts';
 import type { SnapshotRecord } from '../snapshot/record.ts';
 import { mergedOrder, type Recording, type WorkingSet } from '../snapshot/working-set.ts';
 import type { PagerClient } from './pager-client.ts';
@@ -19,17 +19,19 @@ export interface PagedMemoryOptions {
   openPager(): Promise<PagerClient>;
   keptDir: string;
   log: Log;
+  /** Ends a pager that would not end by itself. */
+  endPager(): Promise<unknown>;
   /** What earlier clones were seen to need; undefined when nothing is known. Asked before each first restore. */
-  workingSetOf(record: SnapshotRecord): Promise<WorkingSet | undefined>;
-  onRecorded(record: SnapshotRecord, recording: Recording): Promise<void>;
+  workingSetOf(image: PagedImage): Promise<WorkingSet | undefined>;
+  onRecorded(image: PagedImage, recording: Recording): Promise<void>;
   /** The plain file is whole; it stays until this has resolved. */
-  onKept(record: SnapshotRecord, keptPath: string): Promise<void>;
+  onKept(image: PagedImage, keptPath: string): Promise<void>;
   /** The pager is lost; a new one is started when it is needed. */
   onLost?(detail: string): void;
 }
 
 interface PagedFile {
-  record: SnapshotRecord;
+  image: PagedImage;
   ref: ImageRef;
   keptPath: string;
   /** Settles when the pager serves it. */
@@ -45,6 +47,8 @@ interface PagedFile {
 
 /** All of a large guest from a slow store. */
 const keepTimeoutMs = 600_000;
+/** What was expected and did not come is let go again. */
+const expectedMs = 60_000;
 /** The kernel tells that a file is closed a moment after its VMM has ended. */
 const dropRetryMs = 200;
 
@@ -71,8 +75,14 @@ export class PagedMemory implements PagedSnapshots {
     return (await client?.metrics().catch(() => undefined)) ?? [];
   }
 
+  expect(image: PagedImage): void {
+    const file = this.#fileOf(image);
+    file.leases++;
+    setTimeout(() => this.#released(file), expectedMs).unref();
+  }
+
   async lease(record: SnapshotRecord): Promise<PagedLease> {
-    const file = this.#fileOf(record);
+    const file = this.#fileOf(imageOf(record));
     file.leases++;
     // What could not be had once may be there now.
     file.failure = undefined;
@@ -88,7 +98,10 @@ export class PagedMemory implements PagedSnapshots {
   }
 
   async keep(record: SnapshotRecord): Promise<string> {
-    const file = this.#fileOf(record);
+    return await this.#keep(this.#fileOf(imageOf(record)));
+  }
+
+  async #keep(file: PagedFile): Promise<string> {
     file.leases++;
     try {
       await file.path;
@@ -97,7 +110,7 @@ export class PagedMemory implements PagedSnapshots {
       // Who waits is told below; nobody may be waiting when it fails later.
       file.whole.promise.catch(() => {});
       await (await this.#pager()).complete(file.ref);
-      return await withDeadline(`fetching all of ${record.snapshotId}`, keepTimeoutMs, file.whole.promise);
+      return await withDeadline(`fetching all of ${file.ref.snapshotId}`, keepTimeoutMs, file.whole.promise);
     } finally {
       this.#released(file);
     }
@@ -124,16 +137,22 @@ export class PagedMemory implements PagedSnapshots {
   async close(): Promise<void> {
     this.#closed = true;
     const client = await this.#client?.catch(() => undefined);
-    await client?.stop().catch(() => client.close());
     this.#files.clear();
+    // Refused while the kernel has not closed the files of VMs that have just ended.
+    const stopped = client?.stop().then(
+      () => true,
+      () => false,
+    );
+    client?.close();
+    if (!(await stopped)) await this.#options.endPager();
   }
 
-  #fileOf(record: SnapshotRecord): PagedFile {
-    const { snapshotId } = record;
+  #fileOf(image: PagedImage): PagedFile {
+    const { snapshotId } = image;
     const known = this.#files.get(snapshotId);
     if (known) return known;
     const file: PagedFile = {
-      record,
+      image,
       ref: { snapshotId, image: 'memory' },
       keptPath: join(this.#options.keptDir, snapshotId),
       path: Promise.resolve(''),
@@ -152,11 +171,11 @@ export class PagedMemory implements PagedSnapshots {
   }
 
   async #add(file: PagedFile): Promise<string> {
-    const { record, ref, keptPath } = file;
+    const { image, ref, keptPath } = file;
     await this.#dropping.get(ref.snapshotId);
-    const [client, workingSet] = await Promise.all([this.#pager(), this.#options.workingSetOf(record)]);
+    const [client, workingSet] = await Promise.all([this.#pager(), this.#options.workingSetOf(image)]);
     await mkdir(this.#options.keptDir, { recursive: true, mode: 0o700 });
-    const from: ServeFrom = { manifestPath: snapshotFilesIn(record.dir).manifestPath, keepPath: keptPath };
+    const from: ServeFrom = { manifestPath: image.manifestPath, keepPath: keptPath };
     file.records = workingSet === undefined;
     const path = await client.add(ref, from, { record: file.records });
     if (workingSet)
@@ -172,11 +191,11 @@ export class PagedMemory implements PagedSnapshots {
     const { log, onRecorded } = this.#options;
     try {
       const client = await this.#pager();
-      if (file.records) await onRecorded(file.record, await client.recording(file.ref));
+      if (file.records) await onRecorded(file.image, await client.recording(file.ref));
     } catch (error) {
       log.warn({ err: error, ...file.ref }, 'the working set was not recorded');
     }
-    await this.keep(file.record).catch((error) =>
+    await this.#keep(file).catch((error) =>
       log.warn({ err: error, ...file.ref }, 'the rest of the memory stays in the store'),
     );
   }
@@ -241,7 +260,7 @@ export class PagedMemory implements PagedSnapshots {
     file.kept = true;
     file.leases++;
     try {
-      await this.#options.onKept(file.record, file.keptPath);
+      await this.#options.onKept(file.image, file.keptPath);
       file.whole?.resolve(file.keptPath);
     } catch (error) {
       file.whole?.reject(error);
@@ -265,6 +284,12 @@ export class PagedMemory implements PagedSnapshots {
     for (const file of files) this.#fail(file, new ThawError('pager-lost', detail));
   }
 }
+
+const imageOf = ({ snapshotId, memoryMb, dir }: SnapshotRecord): PagedImage => ({
+  snapshotId,
+  memoryMb,
+  manifestPath: snapshotFilesIn(dir).manifestPath,
+});
 
 function leaseOf(
   file: PagedFile,

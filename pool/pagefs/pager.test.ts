@@ -77,8 +77,10 @@ describe('pager', { skip }, () => {
     const { stdout } = await run('ls', ['-l', mountDir]);
     assert.match(
       stdout,
-      new RegExp(`^-rw------- 1 \\S+ \\S+ ${made.content.length} .*${ref.snapshotId}\\.memory$`, 'm'),
+      new RegExp(`^-rw-r--r-- 1 \\S+ \\S+ ${made.content.length} .*${ref.snapshotId}\\.memory$`, 'm'),
     );
+    // Nobody else gets as far as the file, unless it is mounted for him: into the jail of a VMM.
+    assert.equal((await stat(mountDir)).mode & 0o777, 0o500);
   });
 
   it('gives a private mapping the pages, lets it write to its own copies, and no page twice', async () => {

@@ -11,7 +11,7 @@ import type { Image } from '../snapshot/manifest.ts';
 import type { FrameTable } from '../snapshot/segment.ts';
 import type { Recording, TouchedRun } from '../snapshot/working-set.ts';
 import { FetchGate } from './fetch-gate.ts';
-import { framesInOrder, planAhead } from './fetch-plan.ts';
+import { framesAround, framesInOrder, planAhead } from './fetch-plan.ts';
 import { FileTree } from './file-tree.ts';
 import { FrameCache } from './frame-cache.ts';
 import { type FrameHoldings, type FrameReading, FrameSource } from './frame-source.ts';
@@ -51,6 +51,8 @@ export interface PagerLimits {
   maxReadaheadBytes: number;
   /** What a fault fetches of the store: about what comes while the first byte of another read would be waited for. */
   aroundBytes: number;
+  /** Of an image's size: what may be fetched ahead with its working set, before a clone has answered. */
+  aheadFraction: number;
   /** Frames that are fetched ahead go into the kernel's page cache, not only into ours. */
   push: boolean;
 }
@@ -61,6 +63,7 @@ export const defaultLimits: PagerLimits = {
   readTimeoutMs: 10_000,
   maxReadaheadBytes: 128 * 1024,
   aroundBytes: 256 * 1024,
+  aheadFraction: 0.12,
   push: true,
 };
 
@@ -173,17 +176,36 @@ export class Pager {
     const wanted = framesInOrder(loaded.image.extents, runs);
     const push = this.#limits.push ? this.#pushInto(nodeId) : undefined;
     const { failed, error } = await source.fetchAhead(planAhead(loaded.frames, wanted), push);
+    void this.#fetchAround(source, loaded, runs, wanted);
     // Not an event: nobody needed these bytes yet. Whoever does will ask, and be told.
     if (failed > 0)
       this.#options.log.warn({ ...ref, failed, err: error }, 'a part could not be fetched ahead');
     return { frames: wanted.length, failed };
   }
 
+  /** What is near the working set, as far as it may go before anybody has asked. */
+  async #fetchAround(
+    source: FramePageSource,
+    { image, frames }: LoadedImage,
+    runs: readonly TouchedRun[],
+    wanted: readonly number[],
+  ): Promise<void> {
+    const storedBytes = wanted.reduce((sum, frame) => sum + frames.storedBytes[frame]!, 0);
+    const budgetBytes = Math.min(
+      image.sizeBytes * this.#limits.aheadFraction - storedBytes,
+      // What has come must stay until it is asked for, once decompressed.
+      this.#limits.cacheBytes / 8,
+    );
+    const near = framesAround(image.extents, frames, runs, budgetBytes);
+    // Failures are left to whoever really needs the bytes.
+    await source.fetchAhead(planAhead(frames, near));
+  }
+
   /** Fetches in the background what the kept file lacks. @returns how many frames that is. */
   complete(ref: ImageRef): number {
     const { source, loaded } = this.#framesOf(ref);
     const missing = source.missingFrames();
-    void source.fetchAhead(planAhead(loaded.frames, missing)).then(({ failed, error }) => {
+    void source.keepAhead(planAhead(loaded.frames, missing)).then(({ failed, error }) => {
       if (failed === 0) return;
       const detail = `${failed} parts could not be fetched: ${(error as Error | undefined)?.message}`;
       this.#options.onEvent({ ...ref, event: 'keep-failed', detail });

@@ -24,11 +24,13 @@ export interface ArrivalOptions {
   blankDiskPath: string;
   /** False: its memory is fetched now, for nothing here could serve it. */
   paged: boolean;
+  /** Its manifest is here: whoever serves its memory can begin. */
+  onManifest?: (manifestPath: string) => void;
 }
 
 /** @throws ThawError `snapshot-damaged` | `store-unavailable` | `no-space` | `deadline-exceeded` | `incompatible`. */
 export async function bringSnapshot(manifest: Manifest, options: ArrivalOptions): Promise<SnapshotRecord> {
-  const { store, clusterKey, paths, blankDiskPath, paged } = options;
+  const { store, clusterKey, paths, blankDiskPath, paged, onManifest } = options;
   const dir = paths.snapshotDir(manifest.snapshotId);
   const partialDir = `${dir}.partial`;
   const files = snapshotFilesIn(partialDir);
@@ -39,8 +41,9 @@ export async function bringSnapshot(manifest: Manifest, options: ArrivalOptions)
   const tier = storeTier(store);
   // Twice: what was wrong once may have been damaged on the way.
   const reader = new FrameReader({ manifest, tiers: [tier, tier] });
+  await writeFile(files.manifestPath, encodeManifest(manifest, clusterKey), { mode: 0o600, flush: true });
+  onManifest?.(files.manifestPath);
   await Promise.all([
-    writeFile(files.manifestPath, encodeManifest(manifest, clusterKey), { mode: 0o600, flush: true }),
     materialise(manifest, 'devices', reader, files.devicesPath),
     bringDisk(manifest, reader, blankDiskPath, files.diskPath),
     paged ? undefined : materialise(manifest, 'memory', reader, files.pagesPath),

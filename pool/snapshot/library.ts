@@ -226,12 +226,12 @@ export class SnapshotLibrary {
   async #materialise(snapshotId: string): Promise<void> {
     const record = await this.record(snapshotId);
     if (record.form === 'whole') return;
-    if (record.form === 'paged') await this.becomeWhole(record, await this.paged.keep(record));
+    if (record.form === 'paged') await this.becomeWhole(snapshotId, await this.paged.keep(record));
     else await materialise(record, (whole) => this.#records.set(snapshotId, whole));
   }
 
   /** All of its memory has come, into `keptPath`. */
-  async becomeWhole({ snapshotId }: SnapshotRecord, keptPath: string): Promise<void> {
+  async becomeWhole(snapshotId: string, keptPath: string): Promise<void> {
     const record = await this.here(snapshotId);
     if (record?.form !== 'paged') return;
     const { pagesPath } = snapshotFilesIn(record.dir);

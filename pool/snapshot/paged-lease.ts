@@ -16,7 +16,17 @@ export interface PagedLease {
   release(): void;
 }
 
+/** A snapshot's memory as whoever serves it needs to know it. */
+export interface PagedImage {
+  snapshotId: string;
+  memoryMb: number;
+  /** Of the signed manifest; read when it is first served. */
+  manifestPath: string;
+}
+
 export interface PagedSnapshots {
+  /** A clone will be asked for within seconds: its pages are fetched meanwhile. Failures show at `lease`. */
+  expect(image: PagedImage): void;
   /** @throws ThawError `mount-failed` | `pager-lost` | `snapshot-damaged` | `no-space`. */
   lease(record: SnapshotRecord): Promise<PagedLease>;
   /** Fetches all of it. @returns a plain file to be linked. @throws ThawError as `lease`, `store-unavailable`, `deadline-exceeded`. */

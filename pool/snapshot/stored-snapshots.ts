@@ -17,6 +17,7 @@ import type { SnapshotLibrary } from './library.ts';
 import type { SnapshotSummary } from './lineage.ts';
 import { localCaptureOf } from './local-capture.ts';
 import type { Manifest } from './manifest.ts';
+import type { PagedSnapshots } from './paged-lease.ts';
 import { type Pin, Pins } from './pins.ts';
 import { Publisher } from './publish.ts';
 import { PublishQueue } from './publish-queue.ts';
@@ -41,11 +42,13 @@ export interface StoredSnapshotsOptions {
   paths: Paths;
   log: Log;
   blankDiskPath: string;
-  /** False: the memory of a snapshot is fetched before it is restored. */
-  paged: boolean;
+  /** Absent: the memory of a snapshot is fetched before it is restored. */
+  paged?: PagedSnapshots | undefined;
   /** What clones of a snapshot of this node touch first; absent where nothing can record it. */
   rehearse?(record: SnapshotRecord): Promise<Recording>;
 }
+
+type Memory = Pick<SnapshotRecord, 'snapshotId' | 'memoryMb'>;
 
 /** A crashed node's pins are in the way of a collection for no longer than this. */
 const pinMs = 600_000;
@@ -53,8 +56,8 @@ const pinRenewalMs = 180_000;
 const collectEveryMs = 3_600_000;
 /** Longer than any publish and any restore. */
 const collectGraceMs = 24 * 3_600_000;
-/** One is what that clone happened to do. */
-const rehearsals = 2;
+/** One is what that clone happened to do; what a fourth would add is near what three did. */
+const rehearsals = 3;
 
 export class StoredSnapshots {
   readonly #options: StoredSnapshotsOptions;
@@ -132,11 +135,14 @@ export class StoredSnapshots {
     const manifest = await this.#catalogue.find(snapshotId);
     if (!manifest) return undefined;
     const { paged, log } = this.#options;
-    if (!paged) metrics.fallbacks.inc({ kind: 'memory-fetched-first' });
-    const [record] = await Promise.all([
-      bringSnapshot(manifest, this.#options),
-      paged ? this.#pin(manifest) : undefined,
-    ]);
+    const { memoryMb } = manifest;
+    if (paged) void this.#pin(manifest);
+    else metrics.fallbacks.inc({ kind: 'memory-fetched-first' });
+    const record = await bringSnapshot(manifest, {
+      ...this.#options,
+      paged: paged !== undefined,
+      onManifest: (manifestPath) => paged?.expect({ snapshotId, memoryMb, manifestPath }),
+    });
     this.#queue.markStored(snapshotId);
     log.info({ snapshotId, form: record.form }, 'a snapshot came from the store');
     return record;
@@ -179,7 +185,7 @@ export class StoredSnapshots {
     return there;
   }
 
-  async workingSetOf({ snapshotId, memoryMb }: SnapshotRecord): Promise<WorkingSet | undefined> {
+  async workingSetOf({ snapshotId, memoryMb }: Memory): Promise<WorkingSet | undefined> {
     const imagePages = (memoryMb * 1024 * 1024) / pageBytes;
     try {
       const object = await getIfThere(this.#options.store, workingSetKey(snapshotId), {});
@@ -191,11 +197,11 @@ export class StoredSnapshots {
     }
   }
 
-  async learnt(record: SnapshotRecord, recordings: readonly Recording[]): Promise<void> {
-    const imagePages = (record.memoryMb * 1024 * 1024) / pageBytes;
-    const known = (await this.workingSetOf(record)) ?? { imagePages, recordings: [] };
+  async learnt(memory: Memory, recordings: readonly Recording[]): Promise<void> {
+    const imagePages = (memory.memoryMb * 1024 * 1024) / pageBytes;
+    const known = (await this.workingSetOf(memory)) ?? { imagePages, recordings: [] };
     const set = recordings.reduce(withRecording, known);
-    await this.#options.store.replace(workingSetKey(record.snapshotId), encodeWorkingSet(set));
+    await this.#options.store.replace(workingSetKey(memory.snapshotId), encodeWorkingSet(set));
   }
 
   async #publish(snapshotId: string, signal: AbortSignal): Promise<void> {
@@ -246,9 +252,14 @@ export class StoredSnapshots {
     }
   }
 
+  /** Not waited for: until somebody removes the snapshot its own manifest keeps its segments. */
   async #pin({ snapshotId, segments }: Manifest): Promise<void> {
     const names = segments.map(({ sha256 }) => sha256);
-    this.#pinned.set(snapshotId, await this.#pins.take(`${this.#node}-${snapshotId}`, names, pinMs));
+    try {
+      this.#pinned.set(snapshotId, await this.#pins.take(`${this.#node}-${snapshotId}`, names, pinMs));
+    } catch (error) {
+      this.#options.log.warn({ err: error, snapshotId }, 'segments in use are not pinned');
+    }
   }
 
   async #renewPins(): Promise<void> {

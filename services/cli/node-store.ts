@@ -73,7 +73,7 @@ export async function joinStore(options: JoinOptions): Promise<NodeStore | undef
     paths,
     log,
     blankDiskPath: image.blankDiskPath,
-    paged: ability.ok,
+    paged,
     ...(paged && {
       rehearse: (record) =>
         paged.recordPlain(record.snapshotId, snapshotFilesIn(record.dir).pagesPath, (path) =>
@@ -119,13 +119,14 @@ function pagedMemoryOf(
   const { pagerDir: dir, pagefsDir: mountDir, keptDir } = paths;
   return new PagedMemory({
     openPager: async () => (await openPager({ dir, mountDir, program: pagerProgram, settings, log })).client,
+    endPager: () => endPager({ dir, mountDir }),
     keptDir,
     log,
-    workingSetOf: (record) => stored().workingSetOf(record),
-    onRecorded: (record, recording) => stored().learnt(record, [recording]),
-    async onKept(record, keptPath) {
-      await factory.library.becomeWhole(record, keptPath);
-      await stored().unpin(record.snapshotId);
+    workingSetOf: (image) => stored().workingSetOf(image),
+    onRecorded: (image, recording) => stored().learnt(image, [recording]),
+    async onKept({ snapshotId }, keptPath) {
+      await factory.library.becomeWhole(snapshotId, keptPath);
+      await stored().unpin(snapshotId);
     },
     onLost: () => metrics.fallbacks.inc({ kind: 'pager-restarted' }),
   });

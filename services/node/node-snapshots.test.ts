@@ -48,7 +48,7 @@ describe('a check of a snapshot on a node with a store', { skip }, () => {
     await writeFile(blankDiskPath, testPage(1));
     await truncate(blankDiskPath, 8 << 20);
     const store = await DirectoryStore.open(join(dir, 'store'));
-    const parts = { store, clusterKey: testKey, library, paths, log, blankDiskPath, paged: false };
+    const parts = { store, clusterKey: testKey, library, paths, log, blankDiskPath };
     stored = await StoredSnapshots.open(parts);
     library.connect(stored, undefined);
     // A check asks no pool.
