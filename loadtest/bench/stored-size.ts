@@ -53,5 +53,6 @@ async function saveSession(world: BenchWorld, templateId: string): Promise<Snaps
   await using cleanup = new Cleanup();
   const guest = await openGuest(world, templateId, cleanup);
   await guest.shell.run(session);
-  return guest.capture(() => {});
+  // `await`: without it the guest would go while it is saved.
+  return await guest.capture(() => {});
 }

@@ -5,7 +5,7 @@ import { availableParallelism } from 'node:os';
 import { Worker } from 'node:worker_threads';
 import { ThawError } from '../../../shared/errors.ts';
 import type { CopierReply, CopierRequest, CopierWork } from './copier.ts';
-import { bytesOf } from './dirty-runs.ts';
+import { bytesOf, shareRuns } from './dirty-runs.ts';
 
 /** More threads than this contend for the lock of the memory they read. */
 const copiersPerCrew = Math.min(2, availableParallelism());
@@ -74,6 +74,7 @@ class Copier {
 export class CopierCrew {
   readonly #copiers = Array.from({ length: copiersPerCrew }, () => new Copier());
   #reservedBytes = 0;
+  #rehearsed = false;
   #failed = false;
   #holding = false;
 
@@ -89,6 +90,16 @@ export class CopierCrew {
       this.#copiers.map(() => shareBytes),
       (bytes) => ({ op: 'reserve', sizeBytes: bytes }),
     );
+  }
+
+  /** False: its code has not run yet, and would take twice the time for scan and copy, which is a guest's pause. */
+  get isRehearsed(): boolean {
+    return this.#rehearsed;
+  }
+
+  async rehearse(runs: Float64Array, fromFd: number): Promise<void> {
+    await this.divide(shareRuns(runs, this.size), (share) => ({ op: 'rehearse', fromFd, runs: share }));
+    this.#rehearsed = true;
   }
 
   /** Copies each share into memory, to be written by `write`. @returns bytes that had to be written at once. */

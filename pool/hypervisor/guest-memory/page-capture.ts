@@ -12,6 +12,8 @@ import { type Mapping, mappingsOf, shareOut } from './mappings.ts';
 /** The process runs on between `prepare` and the pause, and changes more. */
 const growth = 1.25;
 const growthBytes = 4 * 1024 * 1024;
+/** Enough for the engine to compile what copies. */
+const rehearsedBytes = 16 * 1024 * 1024;
 
 export class PageCapture implements AsyncDisposable {
   readonly #crew: CopierCrew;
@@ -36,6 +38,7 @@ export class PageCapture implements AsyncDisposable {
     try {
       const { sizeBytes } = await capture.scan();
       await crew.reserve(sizeBytes * growth + growthBytes + extraBytes);
+      if (!crew.isRehearsed) await capture.#rehearse();
       return capture;
     } catch (error) {
       await capture[Symbol.asyncDispose]();
@@ -55,6 +58,11 @@ export class PageCapture implements AsyncDisposable {
     this.#memory = memory;
     this.#mappings = mappings;
     this.#resources = resources;
+  }
+
+  async #rehearse(): Promise<void> {
+    await this.#crew.rehearse(startOf(this.#runs, rehearsedBytes), this.#memory.fd);
+    await this.scan();
   }
 
   /** Finds the changed pages. The process must stand still until `copy` has ended. */
@@ -98,6 +106,14 @@ export class PageCapture implements AsyncDisposable {
     await this.#crew.abandon();
     await this.#resources.disposeAsync();
   }
+}
+
+/** The first runs, up to about this many bytes, which memory is reserved for. */
+function startOf(runs: Float64Array, sizeBytes: number): Float64Array {
+  let end = 0;
+  for (let total = 0; end < runs.length && total + runs[end + 2]! <= sizeBytes; end += runFields)
+    total += runs[end + 2]!;
+  return runs.subarray(0, end);
 }
 
 async function openOf(pid: number, name: string, resources: AsyncDisposableStack): Promise<FileHandle> {
