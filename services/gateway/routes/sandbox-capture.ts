@@ -49,7 +49,7 @@ export function captureRoutes(app: FastifyInstance, context: GatewayContext): vo
       const timeoutMs = timeoutMsOf(context, body.timeout ?? forkDefaultSeconds);
       const { record, resumed } = await sandboxes.connect(idOf(params), timeoutMs);
       if (!resumed) throw new ThawError('conflict', 'the sandbox is running');
-      return reply.code(201).send(connection(record));
+      return reply.code(201).send(connection(context, record));
     },
   );
   app.post<WithId & { Body: { name?: string | null; memory?: boolean } }>(
@@ -69,7 +69,7 @@ export function captureRoutes(app: FastifyInstance, context: GatewayContext): vo
       const forks = await sandboxes.fork(idOf(request.params), count, timeoutMsOf(context, timeout));
       const rows = forks.map((fork) =>
         fork.status === 'fulfilled'
-          ? { sandbox: connection(fork.value) }
+          ? { sandbox: connection(context, fork.value) }
           : { error: e2bFailureOf(fork.reason, request.id).body },
       );
       return reply.code(201).send(rows);

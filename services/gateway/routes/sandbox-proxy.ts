@@ -18,18 +18,16 @@ export interface SandboxTarget {
   port: number;
 }
 
-const sandboxHost = /^([0-9]{1,5})-(i[0-9a-z]{20})\./;
+const sandboxHost = /^([0-9]{1,5})-(i[0-9a-z]{20})\./i;
 
-/** Where a request for a sandbox goes; undefined when it is none. */
-export function sandboxTargetOf(request: IncomingMessage): SandboxTarget | undefined {
-  const { headers } = request;
-  const byHeader = headers['e2b-sandbox-id'];
-  if (byHeader !== undefined) {
-    const port = headers['e2b-sandbox-port'];
-    return { sandboxId: String(byHeader), port: port === undefined ? agentPort : Number(port) };
-  }
-  const match = sandboxHost.exec(headers.host ?? '');
-  return match === null ? undefined : { sandboxId: match[2]!, port: Number(match[1]) };
+/** Where a request for a sandbox goes; undefined when it is none. A name says more than headers, which any page can send. */
+export function sandboxTargetOf({ headers }: IncomingMessage): SandboxTarget | undefined {
+  const byName = sandboxHost.exec(headers.host ?? '');
+  if (byName !== null) return { sandboxId: byName[2]!.toLowerCase(), port: Number(byName[1]) };
+  const sandboxId = headers['e2b-sandbox-id'];
+  if (sandboxId === undefined) return undefined;
+  const port = headers['e2b-sandbox-port'];
+  return { sandboxId: String(sandboxId), port: port === undefined ? agentPort : Number(port) };
 }
 
 const internalRoutes = new Set([

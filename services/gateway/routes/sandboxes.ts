@@ -107,7 +107,7 @@ function createRoutes(app: FastifyInstance, context: GatewayContext, sandboxes: 
           onTimeout: body.autoPause === true ? 'pause' : 'kill',
           autoResume: body.autoResume?.enabled === true,
         });
-        return reply.code(201).send(connection(record));
+        return reply.code(201).send(connection(context, record));
       },
     );
 }
@@ -120,10 +120,10 @@ function lifeRoutes(app: FastifyInstance, context: GatewayContext, sandboxes: Sa
       async ({ params, body }, reply) => {
         const timeoutMs = timeoutMsOf(context, body.timeout ?? v2TimeoutSeconds);
         const { record, resumed } = await sandboxes.connect(idOf(params), timeoutMs);
-        return reply.code(resumed ? 201 : 200).send(connection(record));
+        return reply.code(resumed ? 201 : 200).send(connection(context, record));
       },
     );
-  app.get<WithId>('/sandboxes/:id', async ({ params }) => detail(sandboxes.get(idOf(params))));
+  app.get<WithId>('/sandboxes/:id', async ({ params }) => detail(context, sandboxes.get(idOf(params))));
   app.delete<WithId>('/sandboxes/:id', async ({ params }, reply) => {
     await sandboxes.kill(idOf(params));
     return reply.code(204).send();
@@ -201,11 +201,11 @@ export const identity = (record: SandboxRecord) => ({
 });
 
 /** What create and connect answer: all a client needs to reach the sandbox. */
-export const connection = (record: SandboxRecord) => ({
+export const connection = ({ config }: GatewayContext, record: SandboxRecord) => ({
   ...identity(record),
   envdAccessToken: record.accessToken,
   trafficAccessToken: null,
-  domain: null,
+  domain: config.domain,
 });
 
 const listed = (record: SandboxRecord) => ({
@@ -220,10 +220,10 @@ const listed = (record: SandboxRecord) => ({
   volumeMounts: [],
 });
 
-const detail = (record: SandboxRecord) => ({
+const detail = ({ config }: GatewayContext, record: SandboxRecord) => ({
   ...listed(record),
   envdAccessToken: record.accessToken,
-  domain: null,
+  domain: config.domain,
   allowInternetAccess: record.allowInternetAccess,
   lifecycle: { onTimeout: record.onTimeout ?? 'kill', autoResume: record.autoResume ?? false },
 });
