@@ -222,6 +222,7 @@ class LocalVm implements Vm {
   readonly runnerConnections: Connections | undefined;
   readonly runnerOrigin: string | undefined;
   readonly ended: Promise<string>;
+  readonly setEgress: Vm['setEgress'];
   readonly #machine: Machine;
   readonly #control: ControlClient;
   readonly #library: SnapshotLibrary;
@@ -241,6 +242,7 @@ class LocalVm implements Vm {
     this.runner = facts.runner;
     this.runnerConnections = facts.connections;
     this.runnerOrigin = facts.runner && `http://${facts.runner.host}:${facts.runner.port}`;
+    this.setEgress = machine.setEgress?.bind(machine);
     this.#machine = machine;
     this.#control = control;
     this.#library = facts.library;

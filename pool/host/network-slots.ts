@@ -6,6 +6,7 @@ import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Cleanup } from '../../shared/cleanup.ts';
+import { closedEgress, closesAll, type EgressRules } from '../../shared/egress.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { metrics } from '../../shared/metrics.ts';
@@ -28,7 +29,7 @@ export interface NetworkSlot {
   /** Words before a command that make it run in this namespace. */
   readonly enter: readonly string[];
   /** May be called at any time; what is closed ends connections that are open. */
-  setEgress(open: boolean): Promise<void>;
+  setEgress(rules: EgressRules): Promise<void>;
 }
 
 export interface NetworkSlots {
@@ -137,7 +138,7 @@ export class NamespaceSlots implements NetworkSlots {
     const { recordsDir, resolver = defaultResolver } = this.#options;
     await using undo = new Cleanup();
     const index = await this.#claim(undo);
-    const slot = new Slot(index, join(recordsDir, String(index)));
+    const slot = new Slot(index, join(recordsDir, String(index)), resolver);
     await configure(slot, resolver);
     undo.disarm();
     return slot;
@@ -155,7 +156,7 @@ export class NamespaceSlots implements NetworkSlots {
       if (!isOurs) continue;
       try {
         await runTool('ip', ['netns', 'add', `${namespacePrefix}${index}`]);
-        undo.defer('network slot', () => new Slot(index, record).remove());
+        undo.defer('network slot', () => removeSlot(index, record));
         return index;
       } catch (error) {
         await rm(record, { force: true });
@@ -175,9 +176,10 @@ class Slot implements NetworkSlot {
   readonly uid: number;
   readonly enter: readonly string[];
   readonly #recordPath: string;
+  readonly #resolver: string;
   #isOpen = false;
 
-  constructor(index: number, recordPath: string) {
+  constructor(index: number, recordPath: string, resolver: string) {
     this.index = index;
     this.namespace = `${namespacePrefix}${index}`;
     this.hostLink = `${hostLinkPrefix}${index}`;
@@ -186,13 +188,17 @@ class Slot implements NetworkSlot {
     this.uid = firstUid + index;
     this.enter = ['nsenter', `--net=/run/netns/${this.namespace}`];
     this.#recordPath = recordPath;
+    this.#resolver = resolver;
   }
 
-  async setEgress(open: boolean): Promise<void> {
+  async setEgress(rules: EgressRules): Promise<void> {
+    const isOpen = !closesAll(rules) || rules.allowOut.length > 0;
     // Only a host with an open guest forwards packets at all.
-    if (open) await runTool('sysctl', ['-q', '-w', 'net.ipv4.ip_forward=1']);
-    await this.inside('nft', ['-f', '-'], egressRules(open));
-    this.#isOpen = open;
+    if (isOpen) await runTool('sysctl', ['-q', '-w', 'net.ipv4.ip_forward=1']);
+    // Before the filter is: of a slot that was half opened nobody must think that it is closed.
+    this.#isOpen ||= isOpen;
+    await this.inside('nft', ['-f', '-'], egressRules(rules, this.#resolver));
+    this.#isOpen = isOpen;
   }
 
   async inside(program: string, args: readonly string[], input = ''): Promise<void> {
@@ -201,13 +207,17 @@ class Slot implements NetworkSlot {
   }
 
   async reset(): Promise<void> {
-    if (this.#isOpen) await this.setEgress(false);
+    if (this.#isOpen) await this.setEgress(closedEgress);
   }
 
-  async remove(): Promise<void> {
-    await deleteNamespace(this.index);
-    await rm(this.#recordPath, { force: true });
+  remove(): Promise<void> {
+    return removeSlot(this.index, this.#recordPath);
   }
+}
+
+async function removeSlot(index: number, recordPath: string): Promise<void> {
+  await deleteNamespace(index);
+  await rm(recordPath, { force: true });
 }
 
 /** @param position in the link network. */

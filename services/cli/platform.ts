@@ -204,6 +204,7 @@ async function createNode(
     library,
     stored: nodeStore?.stored,
     hypervisor: about,
+    egress: hypervisor.capabilities.egress,
     notes,
     baseShape: { memoryMb: config.baseMemoryMb, vcpus: 1 },
     basePolicy: { min: config.baseWarm, max: config.maxVms, recycle: 'fresh', concurrency: 1 },

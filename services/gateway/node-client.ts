@@ -3,6 +3,7 @@
 import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
 import type { Duplex, Readable } from 'node:stream';
 import type { LogEvent } from '../../shared/agent-protocol.ts';
+import type { EgressRules } from '../../shared/egress.ts';
 import type { ResolvedManifest } from '../../shared/function-manifest.ts';
 
 /** How a request got its VM (see pool/vm.ts). */
@@ -60,14 +61,18 @@ export interface SandboxRequest {
   endAtMs: number;
   /** True: at its end the node asks (`onSandboxExpired`) instead of killing it. */
   asksAtEnd?: boolean;
-  /** False: it must not reach the outside; a node whose VMs can throws `not-implemented`. */
-  allowInternetAccess?: boolean;
+  /** What it may reach outside; absent: the internet, as far as this node's VMs do. */
+  egress?: EgressRules;
+  /** Its ports that speak TLS; their certificates are not checked. */
+  httpsPorts?: readonly number[];
 }
 
 export interface SandboxFacts {
   cpuCount: number;
   memoryMb: number;
   diskSizeMb: number;
+  /** Whether the internet at large is open to it: rules may close it, and some nodes have none to give. */
+  reachesInternet: boolean;
 }
 
 export interface SnapshotFacts {
@@ -125,7 +130,10 @@ export interface NodeClient {
   logs(name: string, signal: AbortSignal): AsyncIterable<LogEvent>;
   /** Resolves a template name or snapshot id. @throws ThawError `template-not-found`. */
   resolveTemplate(templateId: string): Promise<{ snapshotId: string; alias: string | null }>;
+  /** @throws ThawError `not-implemented` for egress rules that this node cannot keep. */
   createSandbox(request: SandboxRequest): Promise<SandboxFacts>;
+  /** Replaces the rules of a running one; connections that they close end. @throws ThawError `sandbox-not-found` | `not-implemented`. */
+  setSandboxEgress(sandboxId: string, rules: EgressRules): Promise<Pick<SandboxFacts, 'reachesInternet'>>;
   /** @returns false when no such sandbox runs here. */
   killSandbox(sandboxId: string): Promise<boolean>;
   setSandboxEnd(sandboxId: string, endAtMs: number): void;

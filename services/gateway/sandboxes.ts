@@ -1,9 +1,11 @@
 // Owns the life of sandboxes as the control plane sees it: record first, VM second, and the record ends with the VM.
 // Refuses to own the wire shape (routes/sandboxes.ts). Invariant: what a client was told exists has a record and a VM;
 // a failed create leaves neither.
+import type { EgressRules } from '../../shared/egress.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { newSandboxId, newSecret } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
+import type { SandboxNetwork } from './network-config.ts';
 import type { NodeClient, SandboxRequest, SnapshotFacts } from './node-client.ts';
 import type { SandboxRecord, StateStore } from './state/state-store.ts';
 
@@ -12,7 +14,9 @@ export interface NewSandbox {
   timeoutMs: number;
   metadata: Record<string, string>;
   envVars: Record<string, string>;
-  allowInternetAccess: boolean;
+  network: SandboxNetwork;
+  /** False: its ports are served only to those who send its traffic token. */
+  isPublic: boolean;
   onTimeout: 'kill' | 'pause';
   autoResume: boolean;
 }
@@ -53,12 +57,13 @@ export class Sandboxes {
 
   async #start(starting: SandboxRecord, wanted: NewSandbox): Promise<SandboxRecord> {
     const { sandboxId } = starting;
-    const facts = await this.#node.createSandbox(requestOf(starting));
+    const { reachesInternet, ...facts } = await this.#node.createSandbox(requestOf(starting));
     const startedAtMs = Date.now();
     // The life asked for begins when the sandbox can be used, however long its VM took.
     const running: SandboxRecord = {
       ...starting,
       ...facts,
+      allowInternetAccess: reachesInternet,
       state: 'running',
       startedAtMs,
       endAtMs: startedAtMs + wanted.timeoutMs,
@@ -125,6 +130,16 @@ export class Sandboxes {
     return running;
   }
 
+  /** Replaces its egress rules. @throws ThawError `conflict` for a paused one, `not-implemented` for what its node cannot keep. */
+  async setEgress(sandboxId: string, egress: EgressRules): Promise<void> {
+    this.#running(sandboxId);
+    const { reachesInternet } = await this.#node.setSandboxEgress(sandboxId, egress);
+    const record = this.#running(sandboxId);
+    const network = { ...record.network, egress };
+    const changed: SandboxRecord = { ...record, network, allowInternetAccess: reachesInternet };
+    if (!(await this.#state.sandboxes.update(changed))) throw notFound(sandboxId);
+  }
+
   /** @throws ThawError `conflict` for a paused one or a name that is taken. */
   async snapshot(sandboxId: string, names: string[]): Promise<SnapshotFacts> {
     this.#running(sandboxId);
@@ -144,7 +159,8 @@ export class Sandboxes {
       timeoutMs,
       metadata: source.metadata,
       envVars: source.envVars ?? {},
-      allowInternetAccess: source.allowInternetAccess,
+      network: networkIn(source),
+      isPublic: source.trafficAccessToken === undefined,
       onTimeout: source.onTimeout ?? 'kill',
       autoResume: source.autoResume ?? false,
     };
@@ -200,13 +216,17 @@ export const pauseNameOf = (sandboxId: string): string => `paused-${sandboxId}`;
 const notFound = (sandboxId: string) =>
   new ThawError('sandbox-not-found', `sandbox ${sandboxId.slice(0, 64)} was not found`);
 
+/** Records of before there were rules have the one word. */
+const networkIn = ({ network, allowInternetAccess }: SandboxRecord): SandboxNetwork =>
+  network ?? { egress: { allowInternetAccess, allowOut: [], denyOut: [] } };
+
 const requestOf = (record: SandboxRecord): SandboxRequest => ({
   sandboxId: record.sandboxId,
   snapshotId: record.snapshotId,
   accessToken: record.accessToken,
   envVars: record.envVars ?? {},
   endAtMs: record.endAtMs,
-  allowInternetAccess: record.allowInternetAccess,
+  ...networkIn(record),
   asksAtEnd: record.onTimeout === 'pause',
 });
 
@@ -225,7 +245,9 @@ function startingRecord(wanted: NewSandbox, snapshotId: string, alias: string | 
     cpuCount: 0,
     memoryMb: 0,
     diskSizeMb: 0,
-    allowInternetAccess: wanted.allowInternetAccess,
+    allowInternetAccess: wanted.network.egress.allowInternetAccess,
+    network: wanted.network,
+    ...(wanted.isPublic ? {} : { trafficAccessToken: newSecret() }),
     onTimeout: wanted.onTimeout,
     autoResume: wanted.autoResume,
     envVars: wanted.envVars,

@@ -10,6 +10,13 @@ import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Agent, errors } from 'undici';
 import type { LogEvent } from '../../shared/agent-protocol.ts';
+import {
+  type EgressAbility,
+  type EgressRules,
+  openEgress,
+  reachesInternet,
+  requireKeepable,
+} from '../../shared/egress.ts';
 import { type ErrorCode, ThawError } from '../../shared/errors.ts';
 import { newSnapshotId, snapshotIdOf } from '../../shared/ids.ts';
 import type {
@@ -45,6 +52,8 @@ export class SimulatedNodeClient implements NodeClient {
   readonly sandboxes = new Map<string, SimulatedSandbox>();
   readonly retired: string[] = [];
   readonly snapshots: SnapshotFacts[] = [];
+  /** What it pretends to be able to keep. */
+  egress: EgressAbility = 'by-address';
   /** Ports that a sandbox listens on. */
   readonly openPorts = new Set([49983, 8000]);
   /** Requests that ended before their answer did, by path: what a guest sees of a lost client. */
@@ -145,9 +154,23 @@ export class SimulatedNodeClient implements NodeClient {
 
   async createSandbox(request: SandboxRequest): Promise<SandboxFacts> {
     this.#failWhenAsked('createSandbox');
+    const { reachesInternet } = this.#keep(request.egress ?? openEgress);
     this.sandboxes.set(request.sandboxId, { ...request, timer: undefined });
     this.setSandboxEnd(request.sandboxId, request.endAtMs);
-    return { cpuCount: 2, memoryMb: 512, diskSizeMb: 1024 };
+    return { cpuCount: 2, memoryMb: 512, diskSizeMb: 1024, reachesInternet };
+  }
+
+  async setSandboxEgress(sandboxId: string, rules: EgressRules): Promise<{ reachesInternet: boolean }> {
+    const sandbox = this.sandboxes.get(sandboxId);
+    if (sandbox === undefined) throw new ThawError('sandbox-not-found', 'no such sandbox');
+    const kept = this.#keep(rules);
+    sandbox.egress = rules;
+    return kept;
+  }
+
+  #keep(rules: EgressRules): { reachesInternet: boolean } {
+    requireKeepable(this.egress, rules);
+    return { reachesInternet: reachesInternet(this.egress, rules) };
   }
 
   async killSandbox(sandboxId: string): Promise<boolean> {

@@ -9,6 +9,13 @@ import type { SnapshotLibrary } from '../../pool/snapshot/library.ts';
 import type { StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
 import type { SnapshotBuilder, Vm } from '../../pool/vm.ts';
 import type { ControlEvent, LogEvent } from '../../shared/agent-protocol.ts';
+import {
+  type EgressAbility,
+  type EgressRules,
+  openEgress,
+  reachesInternet,
+  requireKeepable,
+} from '../../shared/egress.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type {
@@ -41,6 +48,8 @@ export interface LocalNodeOptions {
   baseShape: MachineShape;
   basePolicy: PoolPolicy;
   diskSizeMb: number;
+  /** What its VMs may be held to outside. */
+  egress: EgressAbility;
   library: SnapshotLibrary;
   /** Absent where no store is configured. */
   stored?: StoredSnapshots | undefined;
@@ -180,10 +189,25 @@ export class LocalNode implements NodeClient {
   }
 
   async createSandbox(request: SandboxRequest): Promise<SandboxFacts> {
-    const { diskSizeMb, baseShape } = this.#options;
+    const { diskSizeMb, baseShape, egress } = this.#options;
+    const rules = request.egress ?? openEgress;
+    requireKeepable(egress, rules);
     if (request.snapshotId !== this.#baseSnapshotId) await this.#snapshots.serve(request.snapshotId);
     const { lease } = await this.#sandboxes.create(request);
-    return { cpuCount: baseShape.vcpus, memoryMb: lease.vm.memoryMb, diskSizeMb };
+    return {
+      cpuCount: baseShape.vcpus,
+      memoryMb: lease.vm.memoryMb,
+      diskSizeMb,
+      reachesInternet: reachesInternet(egress, rules),
+    };
+  }
+
+  async setSandboxEgress(sandboxId: string, rules: EgressRules): Promise<{ reachesInternet: boolean }> {
+    const { egress } = this.#options;
+    const { lease } = this.#sandboxes.get(sandboxId);
+    requireKeepable(egress, rules);
+    await lease.vm.setEgress?.(rules);
+    return { reachesInternet: reachesInternet(egress, rules) };
   }
 
   async killSandbox(sandboxId: string): Promise<boolean> {

@@ -27,6 +27,8 @@ export interface RunningSandbox {
   readonly connections: Agent;
   readonly ports: Map<number, Promise<{ host: string; port: number }>>;
   readonly asksAtEnd: boolean;
+  /** Ports that speak TLS. */
+  readonly tlsPorts: ReadonlySet<number>;
   endAtMs: number;
   timer: NodeJS.Timeout | undefined;
 }
@@ -54,7 +56,13 @@ export class NodeSandboxes {
   /** @throws ThawError `no-capacity` | `restore-failed` | `overloaded` | `guest-unreachable`. */
   async create(request: SandboxRequest): Promise<RunningSandbox> {
     const lease = await this.#pool.acquire(request.snapshotId, { timeoutMs: acquireTimeoutMs });
-    const connections = new Agent({ keepAliveTimeout: 600_000, keepAliveMaxTimeout: 600_000, pipelining: 1 });
+    const connections = new Agent({
+      keepAliveTimeout: 600_000,
+      keepAliveMaxTimeout: 600_000,
+      pipelining: 1,
+      // What speaks TLS in a guest has a certificate of its own making; the way there is this host's.
+      connect: { rejectUnauthorized: false },
+    });
     const { sandboxId, snapshotId, endAtMs } = request;
     const ports = new Map([[agentPort, Promise.resolve(lease.vm.agent)]]);
     const asksAtEnd = request.asksAtEnd ?? false;
@@ -65,10 +73,12 @@ export class NodeSandboxes {
       connections,
       ports,
       asksAtEnd,
+      tlsPorts: new Set(request.httpsPorts),
       endAtMs,
       timer: undefined,
     };
     try {
+      if (request.egress) await lease.vm.setEgress?.(request.egress);
       await initialise(sandbox, request);
     } catch (error) {
       lease.discard();
@@ -112,10 +122,11 @@ export class NodeSandboxes {
   async request(sandboxId: string, guestPort: number, request: GuestRequest): Promise<GuestResponse> {
     const sandbox = this.get(sandboxId);
     const { host, port } = await addressOf(sandbox, guestPort);
-    const { connections, lease } = sandbox;
+    const { connections, lease, tlsPorts } = sandbox;
+    const scheme = tlsPorts.has(guestPort) ? 'https' : 'http';
     const answer = await exchange(
       connections,
-      `http://${host}:${port}`,
+      `${scheme}://${host}:${port}`,
       request,
       request.timeoutMs,
       lease.signal,
@@ -132,7 +143,7 @@ export class NodeSandboxes {
     head: Buffer,
   ): Promise<void> {
     const sandbox = this.get(sandboxId);
-    const address = await addressOf(sandbox, guestPort);
+    const address = { ...(await addressOf(sandbox, guestPort)), tls: sandbox.tlsPorts.has(guestPort) };
     sandbox.lease.signal.addEventListener('abort', () => socket.destroy(), { once: true });
     await joinUpgrade(address, request, request.url!, socket, head, upgradeTimeoutMs);
   }

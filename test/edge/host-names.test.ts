@@ -11,11 +11,16 @@ import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { type ConnectionOptions, connect, type TLSSocket } from 'node:tls';
 import { pino } from 'pino';
+import {
+  type Certificate,
+  makeAuthority,
+  makeCertificate,
+  noOpenssl,
+} from '../../services/gateway/certificate-for-tests.ts';
 import { eventually } from '../../services/gateway/eventually.ts';
 import { readTlsPair, TlsDoor } from '../../services/gateway/tls-door.ts';
 import { Cleanup } from '../../shared/cleanup.ts';
 import { type SdkWorld, startAgentGateway } from '../sdk/sdk-world.ts';
-import { type Certificate, makeAuthority, makeCertificate, noOpenssl } from './certificate-for-tests.ts';
 
 const domain = 'sandboxes.thaw.test';
 const cleanup = new Cleanup();

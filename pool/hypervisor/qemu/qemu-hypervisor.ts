@@ -62,7 +62,7 @@ class QemuHypervisor implements Hypervisor {
       isolated: true,
       capturesMemory: true,
       hardwareVirtualisation: options.accelerator === 'kvm',
-      egress: false,
+      egress: 'closed',
       maxVcpus: 16,
     };
   }

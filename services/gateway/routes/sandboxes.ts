@@ -7,6 +7,7 @@ import { sandboxIdPattern } from '../../../shared/ids.ts';
 import { e2bFailureOf } from '../e2b-errors.ts';
 import { fromFramework } from '../framework-errors.ts';
 import { type GatewayContext, requireCaller } from '../gateway-context.ts';
+import { egressOf, type NetworkUpdate, networkOf, networkUpdate, shownNetwork } from '../network-config.ts';
 import type { Sandboxes } from '../sandboxes.ts';
 import type { SandboxRecord } from '../state/state-store.ts';
 import { captureRoutes } from './sandbox-capture.ts';
@@ -33,7 +34,6 @@ const v2TimeoutSeconds = 300;
 
 /** Laid out so that a client gets a plain answer; each moves to a handler of its own when it is offered. */
 const notOffered: [method: 'GET' | 'POST' | 'PUT' | 'DELETE' | 'PATCH', path: string][] = [
-  ['PUT', '/sandboxes/:id/network'],
   ['GET', '/sandboxes/:id/logs'],
   ['GET', '/v2/sandboxes/:id/logs'],
   ['GET', '/templates'],
@@ -103,7 +103,8 @@ function createRoutes(app: FastifyInstance, context: GatewayContext, sandboxes: 
           timeoutMs: timeoutMsOf(context, body.timeout ?? defaultSeconds),
           metadata: body.metadata ?? {},
           envVars: body.envVars ?? {},
-          allowInternetAccess: body.allow_internet_access ?? true,
+          network: networkOf(body.network, body.allow_internet_access),
+          isPublic: body.network?.allowPublicTraffic !== false,
           onTimeout: body.autoPause === true ? 'pause' : 'kill',
           autoResume: body.autoResume?.enabled === true,
         });
@@ -148,6 +149,14 @@ function lifeRoutes(app: FastifyInstance, context: GatewayContext, sandboxes: Sa
       return reply.code(204).send();
     },
   );
+  app.put<WithId & { Body: NetworkUpdate }>(
+    '/sandboxes/:id/network',
+    { schema: { body: networkUpdate } },
+    async ({ params, body }, reply) => {
+      await sandboxes.setEgress(idOf(params), egressOf(body, body.allow_internet_access));
+      return reply.code(204).send();
+    },
+  );
   for (const url of ['/sandboxes', '/v2/sandboxes'])
     app.get<{ Querystring: ListingQuery }>(url, async ({ query }, reply) => {
       const { page, nextToken } = listSandboxes(sandboxes.list(), query);
@@ -173,7 +182,7 @@ export function timeoutMsOf(context: GatewayContext, seconds: number): number {
 /** A client that asked for one of these would rely on it. */
 function refuseUnsupported(body: CreateSandboxBody): void {
   const asked: [string, boolean][] = [
-    ['network', restricts(body.network)],
+    ['autoPauseMemory: false', body.autoPause === true && body.autoPauseMemory === false],
     ['volumeMounts', (body.volumeMounts ?? []).length > 0],
     ['mcp', body.mcp !== undefined && body.mcp !== null],
     ['iam', body.iam !== undefined && body.iam !== null],
@@ -181,12 +190,6 @@ function refuseUnsupported(body: CreateSandboxBody): void {
   const field = asked.find(([, wanted]) => wanted)?.[0];
   if (field !== undefined) throwNotOffered(field);
 }
-
-/** Public traffic is what is offered; asking for it is asking for nothing. */
-const restricts = (network: CreateSandboxBody['network']): boolean =>
-  Object.entries(network ?? {}).some(
-    ([key, value]) => value != null && !(key === 'allowPublicTraffic' && value === true),
-  );
 
 function throwNotOffered(what: string): never {
   throw new ThawError('not-implemented', `${what} is not offered by this version of Thaw`);
@@ -204,7 +207,7 @@ export const identity = (record: SandboxRecord) => ({
 export const connection = ({ config }: GatewayContext, record: SandboxRecord) => ({
   ...identity(record),
   envdAccessToken: record.accessToken,
-  trafficAccessToken: null,
+  trafficAccessToken: record.trafficAccessToken ?? null,
   domain: config.domain,
 });
 
@@ -225,5 +228,6 @@ const detail = ({ config }: GatewayContext, record: SandboxRecord) => ({
   envdAccessToken: record.accessToken,
   domain: config.domain,
   allowInternetAccess: record.allowInternetAccess,
+  ...shownNetwork(record.network, record.trafficAccessToken === undefined),
   lifecycle: { onTimeout: record.onTimeout ?? 'kill', autoResume: record.autoResume ?? false },
 });
