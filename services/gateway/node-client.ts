@@ -141,6 +141,8 @@ export interface NodeClient {
   onSandboxEnded(listener: (sandboxId: string, reason: string) => void): void;
   /** Called when the time of a sandbox that asks is over; it runs on until it is paused or killed. */
   onSandboxExpired(listener: (sandboxId: string) => void): void;
+  /** What its programs wrote lately, oldest first; absent where nobody listens. */
+  sandboxLog?(sandboxId: string): readonly LogEvent[];
   /** @throws ThawError `sandbox-not-found` | `conflict` | `no-space` | `hypervisor-failed`. */
   captureSandbox(sandboxId: string, request: CaptureSandboxRequest): Promise<SnapshotFacts>;
   /** Newest first. */

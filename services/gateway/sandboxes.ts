@@ -1,12 +1,14 @@
 // Owns the life of sandboxes as the control plane sees it: record first, VM second, and the record ends with the VM.
 // Refuses to own the wire shape (routes/sandboxes.ts). Invariant: what a client was told exists has a record and a VM;
 // a failed create leaves neither.
+import { agentPort } from '../../shared/agent-protocol.ts';
 import type { EgressRules } from '../../shared/egress.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { newSandboxId, newSecret } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import type { SandboxNetwork } from './network-config.ts';
 import type { NodeClient, SandboxRequest, SnapshotFacts } from './node-client.ts';
+import { SandboxLogs } from './sandbox-logs.ts';
 import type { SandboxRecord, StateStore } from './state/state-store.ts';
 
 export interface NewSandbox {
@@ -21,10 +23,15 @@ export interface NewSandbox {
   autoResume: boolean;
 }
 
+/** Far above what an agent takes that lives. */
+const healthTimeoutMs = 5_000;
+
 export class Sandboxes {
   readonly #node: NodeClient;
   readonly #state: StateStore;
   readonly #log: Log;
+  /** What clients are told of each one's life. */
+  readonly logs = new SandboxLogs();
   readonly #resuming = new Map<string, Promise<SandboxRecord>>();
   /** What the state held before this gateway made any. */
   readonly #stale: string[];
@@ -36,6 +43,7 @@ export class Sandboxes {
     this.#stale = this.list().flatMap(({ sandboxId, state }) => (state === 'paused' ? [] : [sandboxId]));
     this.#node.onSandboxEnded((sandboxId, reason) => {
       this.#log.info({ sandboxId, reason }, 'sandbox ended');
+      this.logs.forget(sandboxId);
       void this.#state.sandboxes.remove(sandboxId);
     });
     this.#node.onSandboxExpired((sandboxId) => void this.#pauseOrKill(sandboxId));
@@ -71,6 +79,7 @@ export class Sandboxes {
     this.#node.setSandboxEnd(sandboxId, running.endAtMs);
     if (!(await this.#state.sandboxes.update(running)))
       throw new ThawError('no-capacity', 'the sandbox ended while it was being started');
+    this.logs.say(sandboxId, 'sandbox started', { templateId: starting.templateId });
     return running;
   }
 
@@ -89,9 +98,32 @@ export class Sandboxes {
   async kill(sandboxId: string): Promise<void> {
     const known = this.#state.sandboxes.get(sandboxId);
     const killed = await this.#node.killSandbox(sandboxId);
+    this.logs.forget(sandboxId);
     await this.#state.sandboxes.remove(sandboxId);
     if (known?.state === 'paused') await this.#discard(known.snapshotId);
     if (known === undefined && !killed) throw notFound(sandboxId);
+  }
+
+  /** @throws ThawError `guest-unhealthy` while its agent does not answer. */
+  async requireHealthy(sandboxId: string): Promise<void> {
+    this.#running(sandboxId);
+    const signal = AbortSignal.timeout(healthTimeoutMs);
+    const asked = {
+      method: 'GET',
+      path: '/health',
+      headers: {},
+      body: null,
+      signal,
+      timeoutMs: healthTimeoutMs,
+    };
+    const answer = await this.#node
+      .sandboxRequest(sandboxId, agentPort, asked)
+      .catch((error: Error) => error);
+    if (answer instanceof Error)
+      throw new ThawError('guest-unhealthy', `the agent in the sandbox does not answer: ${answer.message}`);
+    answer.body.on('error', () => {}).resume();
+    if (answer.status >= 300)
+      throw new ThawError('guest-unhealthy', `the agent in the sandbox answers ${answer.status}`);
   }
 
   /** Its memory becomes a snapshot and its VM ends; `connect` brings it back. @throws ThawError `conflict` when it is paused. */
@@ -100,7 +132,7 @@ export class Sandboxes {
     const names = [pauseNameOf(sandboxId)];
     const { snapshotId } = await this.#node.captureSandbox(sandboxId, { names, keepRunning: false });
     const paused: SandboxRecord = { ...record, state: 'paused', snapshotId };
-    if (await this.#state.sandboxes.update(paused)) return;
+    if (await this.#state.sandboxes.update(paused)) return this.logs.say(sandboxId, 'sandbox paused');
     await this.#discard(snapshotId);
     throw notFound(sandboxId);
   }
@@ -125,6 +157,7 @@ export class Sandboxes {
       await this.#node.killSandbox(sandboxId);
       throw notFound(sandboxId);
     }
+    this.logs.say(sandboxId, 'sandbox resumed');
     // The VM holds links of its own to all it needs.
     await this.#discard(snapshotId);
     return running;
@@ -138,12 +171,15 @@ export class Sandboxes {
     const network = { ...record.network, egress };
     const changed: SandboxRecord = { ...record, network, allowInternetAccess: reachesInternet };
     if (!(await this.#state.sandboxes.update(changed))) throw notFound(sandboxId);
+    this.logs.say(sandboxId, 'network rules replaced');
   }
 
   /** @throws ThawError `conflict` for a paused one or a name that is taken. */
   async snapshot(sandboxId: string, names: string[]): Promise<SnapshotFacts> {
     this.#running(sandboxId);
-    return await this.#node.captureSandbox(sandboxId, { names, keepRunning: true });
+    const facts = await this.#node.captureSandbox(sandboxId, { names, keepRunning: true });
+    this.logs.say(sandboxId, 'snapshot taken', { snapshotId: facts.snapshotId });
+    return facts;
   }
 
   /** Clones of it as it is now, each a sandbox of its own; one that fails does not end the others. */
@@ -187,7 +223,8 @@ export class Sandboxes {
     try {
       await this.pause(sandboxId);
     } catch (error) {
-      this.#log.warn({ sandboxId, reason: (error as Error).message }, 'it could not be paused at its end');
+      const reason = (error as Error).message;
+      this.#log.warn({ sandboxId, reason }, 'it could not be paused at its end');
       await this.kill(sandboxId).catch(() => {});
     }
   }

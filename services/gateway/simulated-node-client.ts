@@ -52,6 +52,8 @@ export class SimulatedNodeClient implements NodeClient {
   readonly sandboxes = new Map<string, SimulatedSandbox>();
   readonly retired: string[] = [];
   readonly snapshots: SnapshotFacts[] = [];
+  /** What programs of sandboxes wrote, by sandbox. */
+  readonly written = new Map<string, LogEvent[]>();
   /** What it pretends to be able to keep. */
   egress: EgressAbility = 'by-address';
   /** Ports that a sandbox listens on. */
@@ -187,6 +189,10 @@ export class SimulatedNodeClient implements NodeClient {
       if (sandbox.asksAtEnd) for (const listener of this.#expiryListeners) listener(sandboxId);
       else this.endSandbox(sandboxId, 'timeout');
     }, endAtMs - Date.now());
+  }
+
+  sandboxLog(sandboxId: string): readonly LogEvent[] {
+    return this.written.get(sandboxId) ?? [];
   }
 
   endSandbox(sandboxId: string, reason: string): void {

@@ -226,6 +226,10 @@ export class LocalNode implements NodeClient {
     this.#sandboxes.onExpired(listener);
   }
 
+  sandboxLog(sandboxId: string): readonly LogEvent[] {
+    return this.#sandboxes.has(sandboxId) ? this.#sandboxes.get(sandboxId).log : [];
+  }
+
   async captureSandbox(sandboxId: string, request: CaptureSandboxRequest): Promise<SnapshotFacts> {
     const facts = await this.#snapshots.capture(this.#sandboxes.get(sandboxId), request);
     if (!request.keepRunning) this.#sandboxes.kill(sandboxId);

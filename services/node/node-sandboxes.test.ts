@@ -41,6 +41,7 @@ function leaseOf(): Lease {
     agent: { host: '127.0.0.1', port: agentPort },
     secret: 's',
     addressOf: async (port: number) => ({ host: '127.0.0.1', port }),
+    onEvent: () => {},
     setEgress: async (rules: EgressRules) => void applied.push(rules),
   };
   return {

@@ -6,7 +6,8 @@ import type { Duplex } from 'node:stream';
 import { Agent } from 'undici';
 import type { Lease } from '../../pool/lease.ts';
 import type { Pool } from '../../pool/pool.ts';
-import { agentPort, type SandboxInit, secretHeader } from '../../shared/agent-protocol.ts';
+import type { Vm } from '../../pool/vm.ts';
+import { agentPort, type LogEvent, type SandboxInit, secretHeader } from '../../shared/agent-protocol.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { GuestRequest, GuestResponse, SandboxRequest } from '../gateway/node-client.ts';
@@ -18,6 +19,7 @@ const initTimeoutMs = 10_000;
 /** Each port that was ever asked for holds a host port while the sandbox lives. */
 const maxPorts = 128;
 const upgradeTimeoutMs = 30_000;
+const maxLogLines = 500;
 
 export interface RunningSandbox {
   readonly sandboxId: string;
@@ -29,6 +31,8 @@ export interface RunningSandbox {
   readonly asksAtEnd: boolean;
   /** Ports that speak TLS. */
   readonly tlsPorts: ReadonlySet<number>;
+  /** What its programs wrote lately. */
+  readonly log: LogEvent[];
   endAtMs: number;
   timer: NodeJS.Timeout | undefined;
 }
@@ -74,6 +78,7 @@ export class NodeSandboxes {
       ports,
       asksAtEnd,
       tlsPorts: new Set(request.httpsPorts),
+      log: logOf(lease.vm),
       endAtMs,
       timer: undefined,
     };
@@ -110,6 +115,10 @@ export class NodeSandboxes {
   #expired({ sandboxId, asksAtEnd }: RunningSandbox): void {
     if (asksAtEnd) for (const listener of this.#expiryListeners) listener(sandboxId);
     else this.#ended(sandboxId, 'its time was over');
+  }
+
+  has(sandboxId: string): boolean {
+    return this.#running.has(sandboxId);
   }
 
   /** @throws ThawError `sandbox-not-found`. */
@@ -169,6 +178,16 @@ export class NodeSandboxes {
     void sandbox.connections.destroy();
     return sandbox;
   }
+}
+
+function logOf(vm: Vm): LogEvent[] {
+  const lines: LogEvent[] = [];
+  vm.onEvent((event) => {
+    if (event.event !== 'log') return;
+    lines.push(event);
+    if (lines.length > maxLogLines) lines.shift();
+  });
+  return lines;
 }
 
 /** @throws ThawError `overloaded` past the number of ports that one sandbox may have. */

@@ -8,7 +8,7 @@ import { pausesOf } from '../../pool/snapshot/local-capture.ts';
 import type { SnapshotRecord } from '../../pool/snapshot/record.ts';
 import type { StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
 import { ThawError } from '../../shared/errors.ts';
-import { snapshotIdPattern } from '../../shared/ids.ts';
+import { snapshotIdPattern, snapshotNamePattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import { metrics } from '../../shared/metrics.ts';
 import type { CaptureSandboxRequest, SnapshotFacts } from '../gateway/node-client.ts';
@@ -148,8 +148,12 @@ export class NodeSnapshots {
   }
 }
 
-const wordOf = (idOrName: string): string =>
-  idOrName.endsWith(defaultTag) ? idOrName.slice(0, -defaultTag.length) : idOrName;
+/** @throws ThawError `template-not-found` for what nothing can be called: no file and no store is asked for it. */
+function wordOf(idOrName: string): string {
+  const word = idOrName.endsWith(defaultTag) ? idOrName.slice(0, -defaultTag.length) : idOrName;
+  if (!snapshotNamePattern.test(word)) throw notFound(word);
+  return word;
+}
 
 const notFound = (word: string) =>
   new ThawError('template-not-found', `no template ${JSON.stringify(word.slice(0, 64))}`);

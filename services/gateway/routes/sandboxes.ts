@@ -8,10 +8,12 @@ import { e2bFailureOf } from '../e2b-errors.ts';
 import { fromFramework } from '../framework-errors.ts';
 import { type GatewayContext, requireCaller } from '../gateway-context.ts';
 import { egressOf, type NetworkUpdate, networkOf, networkUpdate, shownNetwork } from '../network-config.ts';
+import type { Query } from '../query-values.ts';
 import type { Sandboxes } from '../sandboxes.ts';
 import type { SandboxRecord } from '../state/state-store.ts';
 import { captureRoutes } from './sandbox-capture.ts';
-import { type ListingQuery, listSandboxes } from './sandbox-listing.ts';
+import { listSandboxes } from './sandbox-listing.ts';
+import { logRoutes } from './sandbox-logs.ts';
 import { metricsRoute } from './sandbox-metrics.ts';
 import {
   type ConnectSandboxBody,
@@ -29,13 +31,11 @@ export const envdVersion = '0.6.4';
 /** Upstream names the host here; clients only require that it exists. */
 const clientId = 'thaw';
 const maxBodyBytes = 1024 * 1024;
-const v1TimeoutSeconds = 15;
+export const v1TimeoutSeconds = 15;
 const v2TimeoutSeconds = 300;
 
 /** Laid out so that a client gets a plain answer; each moves to a handler of its own when it is offered. */
 const notOffered: [method: 'GET' | 'POST' | 'PUT' | 'DELETE' | 'PATCH', path: string][] = [
-  ['GET', '/sandboxes/:id/logs'],
-  ['GET', '/v2/sandboxes/:id/logs'],
   ['GET', '/templates'],
   ['POST', '/templates'],
   ['GET', '/templates/aliases/:alias'],
@@ -61,6 +61,7 @@ export function sandboxRoutes(context: GatewayContext) {
     createRoutes(app, context, sandboxes);
     lifeRoutes(app, context, sandboxes);
     captureRoutes(app, context);
+    logRoutes(app, context);
     app.register(metricsRoute(context));
     for (const [method, url] of notOffered)
       app.route({ method, url, handler: async () => throwNotOffered(`${method} ${url}`) });
@@ -120,7 +121,9 @@ function lifeRoutes(app: FastifyInstance, context: GatewayContext, sandboxes: Sa
       { schema: { body: connectSandboxBody } },
       async ({ params, body }, reply) => {
         const timeoutMs = timeoutMsOf(context, body.timeout ?? v2TimeoutSeconds);
-        const { record, resumed } = await sandboxes.connect(idOf(params), timeoutMs);
+        const sandboxId = idOf(params);
+        if (sandboxes.get(sandboxId).state === 'paused') requireMemory(body.memory);
+        const { record, resumed } = await sandboxes.connect(sandboxId, timeoutMs);
         return reply.code(resumed ? 201 : 200).send(connection(context, record));
       },
     );
@@ -157,9 +160,12 @@ function lifeRoutes(app: FastifyInstance, context: GatewayContext, sandboxes: Sa
       return reply.code(204).send();
     },
   );
-  for (const url of ['/sandboxes', '/v2/sandboxes'])
-    app.get<{ Querystring: ListingQuery }>(url, async ({ query }, reply) => {
-      const { page, nextToken } = listSandboxes(sandboxes.list(), query);
+  for (const [url, states] of [
+    ['/sandboxes', 'running'],
+    ['/v2/sandboxes', 'running,paused'],
+  ] as const)
+    app.get<{ Querystring: Query }>(url, async ({ query }, reply) => {
+      const { page, nextToken } = listSandboxes(sandboxes.list(), { state: states, ...query });
       if (nextToken !== undefined) reply.header('x-next-token', nextToken);
       return page.map(listed);
     });
@@ -177,6 +183,11 @@ export function timeoutMsOf(context: GatewayContext, seconds: number): number {
   if (seconds > maxSandboxTimeoutSeconds)
     throw new ThawError('bad-request', `timeout: expected at most ${maxSandboxTimeoutSeconds} seconds`);
   return seconds * 1_000;
+}
+
+/** Without its memory a sandbox would come back as a cold boot, which Thaw does not do. */
+export function requireMemory(memory: boolean | undefined): void {
+  if (memory === false) throwNotOffered('memory: false');
 }
 
 /** A client that asked for one of these would rely on it. */
