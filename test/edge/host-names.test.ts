@@ -1,11 +1,8 @@
 // Holds the gateway to sandboxes by host name over TLS: an authority of the test's own, a wildcard certificate, the
 // unmodified client in a process of its own, a real agent behind. The wildcard DNS record is names-resolve-here.ts.
 import assert from 'node:assert/strict';
-import { spawn } from 'node:child_process';
 import { chmodSync, readFileSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
-import type { AddressInfo } from 'node:net';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -21,6 +18,7 @@ import { eventually } from '../../services/gateway/eventually.ts';
 import { readTlsPair, TlsDoor } from '../../services/gateway/tls-door.ts';
 import { Cleanup } from '../../shared/cleanup.ts';
 import { type SdkWorld, startAgentGateway } from '../sdk/sdk-world.ts';
+import { assertServed, freePort, runClient } from './run-client.ts';
 
 const domain = 'sandboxes.thaw.test';
 const cleanup = new Cleanup();
@@ -32,21 +30,12 @@ let authority: Certificate;
 let pair: Certificate;
 let port: number;
 
-async function freePort(): Promise<number> {
-  const probe = createServer();
-  await new Promise<void>((resolve) => probe.listen(0, '127.0.0.1', resolve));
-  const found = (probe.address() as AddressInfo).port;
-  await new Promise((resolve) => probe.close(resolve));
-  return found;
-}
-
 before(async () => {
   if (noOpenssl) return;
   dir = await mkdtemp(join(tmpdir(), 'thaw-edge-'));
   cleanup.defer('files', () => rm(dir, { recursive: true, force: true }));
   authority = makeAuthority(dir);
   pair = makeCertificate(authority, dir, domain);
-  // The answers name the port, so it has to be known before it is listened on.
   port = await freePort();
   world = await startAgentGateway(cleanup, { domain: `${domain}:${port}` }, async (app) => {
     const door = await TlsDoor.open(app, { ...pair, log, lookEveryMs: 20 });
@@ -63,75 +52,19 @@ function handshake(options: ConnectionOptions = {}): Promise<TLSSocket> {
   });
 }
 
-/** What client-by-name.ts prints. */
-interface Seen {
-  sandboxId: string;
-  port: number;
-  host: string;
-  domain: string;
-  command: string[];
-  pieces: string[];
-  webSocket: string;
-  links: Record<string, unknown>;
-  closedPort: { message: string };
-  running: boolean;
-  killed: boolean;
-  runningAfterwards: boolean;
-}
-
-async function runClient(settings: Record<string, string>): Promise<Seen> {
-  const program = [
-    '--import',
-    join(import.meta.dirname, 'names-resolve-here.ts'),
-    join(import.meta.dirname, 'client-by-name.ts'),
-  ];
-  const env = { ...process.env, THAW_TEST_DOMAIN: domain, E2B_API_KEY: world.apiKey, ...settings };
-  const child = spawn(process.execPath, program, { env, stdio: ['ignore', 'pipe', 'pipe'], timeout: 30_000 });
-  let stdout = '';
-  let stderr = '';
-  child.stdout.setEncoding('utf8').on('data', (text) => {
-    stdout += text;
-  });
-  child.stderr.setEncoding('utf8').on('data', (text) => {
-    stderr += text;
-  });
-  await new Promise((resolve) => child.once('close', resolve));
-  assert.ok(stdout.startsWith('{'), `the client's program said: ${stdout}${stderr}`);
-  return JSON.parse(stdout);
-}
-
 describe('sandboxes by host name over TLS', { skip: noOpenssl }, () => {
+  const runAgainst = (settings: Record<string, string>) => {
+    const known = { E2B_API_KEY: world.apiKey, NODE_EXTRA_CA_CERTS: authority.certPath };
+    return runClient(domain, { ...known, ...settings }, 60_000);
+  };
+
   it('serve the unmodified client that knows a domain, a key and an authority', async () => {
-    const seen = await runClient({
-      E2B_DOMAIN: `${domain}:${port}`,
-      NODE_EXTRA_CA_CERTS: authority.certPath,
-    });
-    assert.equal(seen.domain, `${domain}:${port}`);
-    assert.equal(seen.host, `${seen.port}-${seen.sandboxId}.${domain}:${port}`);
-    assert.deepEqual(seen.command, ['out', 'err', 'out']);
-    assert.deepEqual(seen.pieces, [`${seen.host} https`, 'ONETWO']);
-    assert.equal(seen.webSocket, 'echo hello');
-    const uploadHost = `49983-${seen.sandboxId}.${domain}:${port}`;
-    assert.deepEqual(seen.links, {
-      uploadHost,
-      up: 200,
-      status: 200,
-      text: 'by link',
-      expired: 401,
-      unsigned: 401,
-    });
-    assert.match(seen.closedPort.message, /port is not open/);
-    assert.deepEqual([seen.running, seen.killed, seen.runningAfterwards], [true, true, false]);
+    assertServed(await runAgainst({ E2B_DOMAIN: `${domain}:${port}` }), `${domain}:${port}`);
   });
 
   it('are reached where the answer to create says, whatever else the client was told', async () => {
-    const seen = await runClient({
-      E2B_API_URL: world.apiUrl,
-      E2B_DOMAIN: 'elsewhere.test',
-      NODE_EXTRA_CA_CERTS: authority.certPath,
-    });
-    assert.equal(seen.host, `${seen.port}-${seen.sandboxId}.${domain}:${port}`);
-    assert.equal(seen.webSocket, 'echo hello');
+    const seen = await runAgainst({ E2B_API_URL: world.apiUrl, E2B_DOMAIN: 'elsewhere.test' });
+    assertServed(seen, `${domain}:${port}`);
   });
 
   it('speak TLS 1.2 and 1.3 and HTTP/1.1, and nothing older', async () => {
