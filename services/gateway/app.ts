@@ -11,6 +11,7 @@ import { createFrontDoor } from './front-door.ts';
 import { type GatewayOptionsConfig, resolveGatewayConfig } from './gateway-config.ts';
 import type { GatewayContext } from './gateway-context.ts';
 import type { NodeClient } from './node-client.ts';
+import { refuseMalformed } from './raw-problem.ts';
 import { requestIdOf } from './request-identity.ts';
 import { functionRoutes, sendProblem } from './routes/functions.ts';
 import { sandboxRoutes } from './routes/sandboxes.ts';
@@ -60,6 +61,7 @@ export function buildGateway(options: GatewayOptions): FastifyInstance {
     logger: false,
     routerOptions: { maxParamLength: 256 },
     return503OnClosing: false,
+    clientErrorHandler: refuseMalformed,
   });
   app.setValidatorCompiler(validatorCompiler);
   app.addHook('onSend', async (request, reply) => void reply.header('x-request-id', request.id));

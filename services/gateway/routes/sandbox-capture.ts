@@ -4,13 +4,14 @@
 import type { FastifyInstance } from 'fastify';
 import { type Static, Type } from 'typebox';
 import { ThawError } from '../../../shared/errors.ts';
-import { snapshotIdPattern } from '../../../shared/ids.ts';
+import { snapshotIdPattern, snapshotNamePattern } from '../../../shared/ids.ts';
 import { e2bFailureOf } from '../e2b-errors.ts';
 import type { GatewayContext } from '../gateway-context.ts';
 import type { SnapshotFacts } from '../node-client.ts';
 import { integerIn, type Query, textIn } from '../query-values.ts';
 import { pauseNameOf } from '../sandboxes.ts';
 import { connection, idOf, requireMemory, timeoutMsOf, v1TimeoutSeconds } from './sandboxes.ts';
+import { snapshotNameOf } from './snapshots.ts';
 
 type WithId = { Params: { id: string } };
 
@@ -28,7 +29,7 @@ const resumeBody = Type.Object({
   memory: Type.Optional(Type.Boolean()),
 });
 const snapshotBody = Type.Object({
-  name: Type.Optional(Type.Union([Type.String({ minLength: 1, maxLength: 128 }), Type.Null()])),
+  name: Type.Optional(Type.Union([Type.String({ pattern: snapshotNamePattern.source }), Type.Null()])),
   memory: Type.Optional(Type.Boolean()),
 });
 const forkBody = Type.Object({
@@ -103,7 +104,7 @@ function listingRoutes(app: FastifyInstance, context: GatewayContext): void {
     return page.map(snapshotInfo);
   });
   app.delete<WithId>('/templates/:id', async ({ params }, reply) => {
-    await context.node.removeSnapshot(params.id);
+    await context.node.removeSnapshot(snapshotNameOf(params));
     return reply.code(204).send();
   });
 }

@@ -1,5 +1,6 @@
 // Owns the shapes of E2B control-plane requests. Unknown fields pass: newer clients send more than we know.
 import { type Static, Type } from 'typebox';
+import { snapshotNamePattern } from '../../../shared/ids.ts';
 import { networkConfig } from '../network-config.ts';
 
 const text = Type.String({ maxLength: 4_096 });
@@ -9,7 +10,7 @@ const nullable = <T extends ReturnType<typeof Type.Object> | ReturnType<typeof T
   Type.Optional(Type.Union([schema, Type.Null()]));
 
 export const createSandboxBody = Type.Object({
-  templateID: name,
+  templateID: Type.String({ pattern: snapshotNamePattern.source }),
   timeout: Type.Optional(seconds),
   metadata: Type.Optional(Type.Union([Type.Record(name, text, { maxProperties: 128 }), Type.Null()])),
   envVars: Type.Optional(
