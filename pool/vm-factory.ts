@@ -101,7 +101,9 @@ export class LocalVmFactory implements VmFactory {
       metrics.restoreStage.observe({ stage, source }, elapsedMs / 1000);
     };
     const { record: shape, from, delta } = files;
-    const request = { vmId, shape, image, runDir, from, memory: 'private', onStage } as const;
+    // Functions are closed, for good.
+    const mayReachOut = shape.kind !== 'function';
+    const request = { vmId, shape, image, runDir, from, memory: 'private', mayReachOut, onStage } as const;
     try {
       const machine = await hypervisor.restore(delta ? { ...request, delta } : request, signal);
       undo.defer('machine', () => machine.destroy());

@@ -105,6 +105,16 @@ export const configSchema = Type.Object(
         default: 'info',
       },
     ),
+    egress: Type.Union([Type.Literal('auto'), Type.Literal('closed')], {
+      description:
+        'Whether sandboxes on QEMU may reach the internet. `auto`: yes, filtered, where Thaw is root and nftables is there.',
+      default: 'auto',
+    }),
+    resolver: Type.String({
+      description: 'IPv4 address that answers the name queries of sandboxes that may reach the internet.',
+      pattern: '^([0-9]{1,3}\\.){3}[0-9]{1,3}$',
+      default: '1.1.1.1',
+    }),
     domain: Type.Optional(
       text(
         'Domain of the sandboxes: clients reach a port of one at `PORT-SANDBOX.DOMAIN`. May end in `:PORT`.',

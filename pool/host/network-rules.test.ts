@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
 import { describe, it } from 'node:test';
 import { closedEgress, openEgress } from '../../shared/egress.ts';
-import { egressRules, hostRules, namespaceRules } from './network-rules.ts';
+import { egressRules, hostRules, namespaceRules, userNetworkRules } from './network-rules.ts';
 
 const rulesOf = (rules: Partial<typeof openEgress>) =>
   egressRules({ ...openEgress, ...rules }, '9.9.9.9')
@@ -56,6 +56,7 @@ describe('the egress chain', () => {
       assert.equal(checked.status, 0);
     };
     check(namespaceRules(slot) + egressRules(rules, slot.resolver));
+    check(userNetworkRules(slot) + egressRules(rules, slot.resolver));
     check(hostRules);
   });
 });

@@ -70,6 +70,43 @@ table ip thaw {
 `;
 
 /**
+ * The same for a VMM that speaks for its guest from sockets of its own (QEMU's user network): what it sends is this
+ * namespace's own output. Its loopback is closed, which the guest would otherwise reach as 10.0.2.2. Name queries go to
+ * the one resolver, whatever server the host itself asks.
+ */
+export const userNetworkRules = ({ hostAddress, resolver }: Omit<SlotRules, 'slotAddress'>): string => `
+table ip thaw {
+  set denied { type ipv4_addr; flags interval; elements = { ${deniedNetworks.join(', ')} } }
+  chain names {
+    type nat hook output priority -100
+    meta l4proto { tcp, udp } th dport 53 dnat to ${resolver}
+  }
+  chain postrouting {
+    type nat hook postrouting priority srcnat
+    oifname "eth0" masquerade
+  }
+  chain egress { }
+  chain output {
+    type filter hook output priority filter; policy drop
+    ct state invalid drop
+    ct state established,related ct direction reply accept
+    ip daddr ${resolver} meta l4proto { tcp, udp } th dport 53 jump egress
+    ip daddr @denied drop
+    oifname "lo" drop
+    jump egress
+  }
+  chain forward {
+    type filter hook forward priority filter; policy drop
+  }
+  chain input {
+    type filter hook input priority filter; policy drop
+    ct state established,related accept
+    iifname "eth0" ip saddr ${hostAddress} accept
+  }
+}
+`;
+
+/**
  * What the chain `egress` says: who is named first wins, so what is allowed stands before what is denied. The guest's
  * resolver is open when anything is. Denied networks never come here.
  */

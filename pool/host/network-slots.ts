@@ -18,6 +18,7 @@ import {
   hostRules,
   namespaceRules,
   resolverAddress,
+  userNetworkRules,
 } from './network-rules.ts';
 
 export interface NetworkSlot {
@@ -45,6 +46,8 @@ export interface NetworkSlotsOptions {
   /** Directory of one record per slot of this data directory. */
   recordsDir: string;
   log: Log;
+  /** Who is in the slot: a guest behind a tap, or a VMM that has a network of its own and sockets here. */
+  kind?: 'tap' | 'user';
   /** Slots kept ready. */
   ready?: number;
   /** Packets to a VM that is gone must not reach the next one. */
@@ -65,8 +68,12 @@ const tapMac = '02:00:0a:00:02:02';
 export class NamespaceSlots implements NetworkSlots {
   readonly #options: NetworkSlotsOptions;
   readonly #ready: Slot[] = [];
+  /** Those that wait before they are ready again, or go. */
+  readonly #resting = new Set<Promise<void>>();
+  readonly #ending = new AbortController();
+  #forwarding: Promise<unknown> | undefined;
   #started: Promise<void> | undefined;
-  #making = 0;
+  #refilling: Promise<void> | undefined;
   #nextIndex = 0;
   #closed = false;
 
@@ -85,21 +92,26 @@ export class NamespaceSlots implements NetworkSlots {
 
   giveBack(taken: NetworkSlot): void {
     const slot = taken as Slot;
-    void this.#rest(slot).catch((error) => {
-      this.#options.log.error({ err: error, slot: slot.index }, 'a network slot was not given back');
-    });
+    const resting = this.#rest(slot)
+      .catch((error) => {
+        this.#options.log.error({ err: error, slot: slot.index }, 'a network slot was not given back');
+      })
+      .finally(() => this.#resting.delete(resting));
+    this.#resting.add(resting);
   }
 
   async close(): Promise<void> {
     this.#closed = true;
     await this.#started?.catch(() => {});
+    this.#ending.abort();
     const removing = this.#ready.splice(0).map((slot) => slot.remove());
-    await Promise.all(removing);
+    await Promise.all([...removing, ...this.#resting, this.#refilling]);
   }
 
   async #rest(slot: Slot): Promise<void> {
     // Unreferenced: a pause must not keep a program from ending; what is left is reclaimed at the next start.
-    if (!this.#closed) await delay(this.#options.restMs ?? defaultRestMs, undefined, { ref: false });
+    const { restMs = defaultRestMs } = this.#options;
+    await delay(restMs, undefined, { ref: false, signal: this.#ending.signal }).catch(() => {});
     const full = this.#ready.length >= 2 * (this.#options.ready ?? defaultReady);
     if (this.#closed || full) return await slot.remove();
     await slot.reset();
@@ -121,27 +133,33 @@ export class NamespaceSlots implements NetworkSlots {
 
   #refill(): void {
     const wanted = this.#options.ready ?? defaultReady;
-    if (this.#closed || this.#making > 0 || this.#ready.length >= wanted) return;
-    this.#making += 1;
-    this.#make()
+    if (this.#closed || this.#refilling || this.#ready.length >= wanted) return;
+    this.#refilling = this.#make()
       .then(
         (slot) => (this.#closed ? slot.remove() : void this.#ready.push(slot)),
         (error) => this.#options.log.error({ err: error }, 'no network slot could be made'),
       )
       .then(() => {
-        this.#making -= 1;
+        this.#refilling = undefined;
         this.#refill();
       });
   }
 
   async #make(): Promise<Slot> {
-    const { recordsDir, resolver = defaultResolver } = this.#options;
+    const { recordsDir, resolver = defaultResolver, kind = 'tap' } = this.#options;
     await using undo = new Cleanup();
     const index = await this.#claim(undo);
-    const slot = new Slot(index, join(recordsDir, String(index)), resolver);
-    await configure(slot, resolver);
+    const recordPath = join(recordsDir, String(index));
+    const slot = new Slot(index, recordPath, resolver, () => this.#forward());
+    await (kind === 'tap' ? configure(slot, resolver) : configureForUser(slot, resolver));
     undo.disarm();
     return slot;
+  }
+
+  /** Only a host with an open guest forwards packets at all. */
+  #forward(): Promise<unknown> {
+    this.#forwarding ??= runTool('sysctl', ['-q', '-w', 'net.ipv4.ip_forward=1']);
+    return this.#forwarding;
   }
 
   /** The kernel refuses a name that is there: whoever made it, in whatever process, has the number. */
@@ -177,9 +195,10 @@ class Slot implements NetworkSlot {
   readonly enter: readonly string[];
   readonly #recordPath: string;
   readonly #resolver: string;
+  readonly #forward: () => Promise<unknown>;
   #isOpen = false;
 
-  constructor(index: number, recordPath: string, resolver: string) {
+  constructor(index: number, recordPath: string, resolver: string, forward: () => Promise<unknown>) {
     this.index = index;
     this.namespace = `${namespacePrefix}${index}`;
     this.hostLink = `${hostLinkPrefix}${index}`;
@@ -189,12 +208,12 @@ class Slot implements NetworkSlot {
     this.enter = ['nsenter', `--net=/run/netns/${this.namespace}`];
     this.#recordPath = recordPath;
     this.#resolver = resolver;
+    this.#forward = forward;
   }
 
   async setEgress(rules: EgressRules): Promise<void> {
     const isOpen = !closesAll(rules) || rules.allowOut.length > 0;
-    // Only a host with an open guest forwards packets at all.
-    if (isOpen) await runTool('sysctl', ['-q', '-w', 'net.ipv4.ip_forward=1']);
+    if (isOpen) await this.#forward();
     // Before the filter is: of a slot that was half opened nobody must think that it is closed.
     this.#isOpen ||= isOpen;
     await this.inside('nft', ['-f', '-'], egressRules(rules, this.#resolver));
@@ -230,26 +249,44 @@ async function deleteNamespace(index: number): Promise<void> {
   });
 }
 
-/** Program starts are what it costs: all links in one, the inside in one, settings in one, the filter in one. */
-async function configure(slot: Slot, resolver: string): Promise<void> {
-  const { namespace, hostLink, hostAddress, address, uid } = slot;
-  const outside = [
+/** The veth pair, and the host's end of it. */
+async function linkOutside({ namespace, hostLink, hostAddress }: Slot): Promise<void> {
+  const lines = [
     `link add ${hostLink} type veth peer name eth0 netns ${namespace}`,
     `addr add ${hostAddress}/31 dev ${hostLink}`,
     `link set ${hostLink} up`,
   ];
+  await runTool('ip', ['-batch', '-'], lines.join('\n'));
+}
+
+const linkInside = ({ address, hostAddress }: Slot): string[] => [
+  'link set lo up',
+  `addr add ${address}/31 dev eth0`,
+  'link set eth0 up',
+  `route add default via ${hostAddress}`,
+];
+
+/** No tap: the VMM's own sockets are all there is. The host may ask a resolver on its loopback: see userNetworkRules. */
+async function configureForUser(slot: Slot, resolver: string): Promise<void> {
+  await linkOutside(slot);
+  const settings = ['net.ipv4.conf.all.route_localnet=1', 'net.ipv6.conf.all.disable_ipv6=1'];
+  await slot.inside('sysctl', ['-q', '-e', '-w', ...settings]);
+  await runTool('ip', ['-netns', slot.namespace, '-batch', '-'], linkInside(slot).join('\n'));
+  await slot.inside('nft', ['-f', '-'], userNetworkRules({ hostAddress: slot.hostAddress, resolver }));
+}
+
+/** Program starts are what it costs: all links in one, the inside in one, settings in one, the filter in one. */
+async function configure(slot: Slot, resolver: string): Promise<void> {
+  const { namespace, hostAddress, address, uid } = slot;
   const inside = [
-    'link set lo up',
-    `addr add ${address}/31 dev eth0`,
-    'link set eth0 up',
+    ...linkInside(slot),
     `tuntap add dev tap0 mode tap user ${uid} vnet_hdr`,
     `link set tap0 address ${tapMac}`,
     `addr add ${gatewayAddress}/24 dev tap0`,
     `addr add ${resolverAddress}/32 dev tap0`,
     'link set tap0 up',
-    `route add default via ${hostAddress}`,
   ];
-  await runTool('ip', ['-batch', '-'], outside.join('\n'));
+  await linkOutside(slot);
   // -e: a host without IPv6 has no such key.
   await slot.inside('sysctl', [
     '-q',

@@ -11,6 +11,7 @@ import { newVmId } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import { ControlClient } from '../guest/control-client.ts';
 import { handshake } from '../guest/handshake.ts';
+import type { NetworkSlots } from '../host/network-slots.ts';
 import type { Paths } from '../host/paths.ts';
 import type { GuestImage, Hypervisor } from './hypervisor.ts';
 import { createQemuHypervisor } from './qemu/qemu-hypervisor.ts';
@@ -32,6 +33,8 @@ export interface ChooseOptions {
   /** How long the guest may take to answer under KVM; a working one needs one or two seconds. */
   trialTimeoutMs?: number;
   onProgress?: (step: string) => void;
+  /** For QEMU's VMs that may get a way out. */
+  slots?: NetworkSlots | undefined;
   /** Replaced in tests. */
   kvmDevice?: string;
 }
@@ -40,7 +43,8 @@ export interface ChooseOptions {
 export async function chooseHypervisor(
   options: ChooseOptions,
 ): Promise<{ hypervisor: Hypervisor; choice: Choice }> {
-  const tcg = createQemuHypervisor({ accelerator: 'tcg', log: options.log });
+  const { log, slots } = options;
+  const tcg = createQemuHypervisor({ accelerator: 'tcg', log, slots });
   const { hypervisorVersion } = await tcg.compatibility(options.image);
   const device = options.kvmDevice ?? '/dev/kvm';
   const present = await usable(device);
@@ -49,7 +53,7 @@ export async function chooseHypervisor(
   const choice = remembered?.inputs === inputs ? remembered : await decide(options, device, present, inputs);
   const { accelerator } = choice;
   return {
-    hypervisor: accelerator === 'tcg' ? tcg : createQemuHypervisor({ accelerator, log: options.log }),
+    hypervisor: accelerator === 'tcg' ? tcg : createQemuHypervisor({ accelerator, log, slots }),
     choice,
   };
 }

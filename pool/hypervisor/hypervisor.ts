@@ -105,6 +105,8 @@ export interface RestoreRequest {
    * writes go into it, so that a later capture copies nothing (how a function version is built from a template).
    */
   memory: 'private' | 'shared';
+  /** True for a VM that may be given a way out (`setEgress`), where that is something to prepare. */
+  mayReachOut?: boolean;
   /** Called as each stage ends, with its duration. Stages: disk, spawn, delta (where there is one), load, resume. */
   onStage?: (stage: string, elapsedMs: number) => void;
 }

@@ -10,6 +10,9 @@ export const hostPrograms: readonly HostProgram[] = [
   { program: 'qemu-system-x86_64', debianPackage: 'qemu-system-x86', why: 'runs the microVMs' },
   { program: 'qemu-img', debianPackage: 'qemu-utils', why: 'formats their disks' },
   { program: 'redis-server', debianPackage: 'redis-server', why: 'keeps what is deployed' },
+  { program: 'ip', debianPackage: 'iproute2', why: 'makes the networks of sandboxes' },
+  { program: 'nft', debianPackage: 'nftables', why: 'filters what they may reach' },
+  { program: 'sysctl', debianPackage: 'procps', why: 'lets pass what the filter allows' },
   ...buildPrograms,
 ];
 

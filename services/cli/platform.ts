@@ -35,6 +35,7 @@ import { lockDataDir } from './data-dir-lock.ts';
 import { endOldPager, joinStore, type NodeStore } from './node-store.ts';
 import { startPrivateRedis } from './private-redis.ts';
 import { type Progress, withStep } from './progress.ts';
+import { openUserNetworks } from './user-networks.ts';
 import { thawVersion } from './version.ts';
 
 export interface Platform {
@@ -77,6 +78,7 @@ async function start(config: Config, progress: Progress, undo: Cleanup): Promise
   if (reclaimed.length > 0) progress.note(`! cleaned up after an earlier run: ${summaryOf(reclaimed)}`);
   const apiKey = await apiKeyOf(config, paths);
   const machine = await chooseMachine(config, paths, log, progress);
+  undo.defer('networks', () => machine.close());
   const state = await openState(config, paths, log, progress, undo);
   await state.keys.add(apiKey);
   const { node, nodeStore } = await createNode(config, paths, log, machine, undo);
@@ -113,6 +115,8 @@ interface ChosenMachine {
   image: GuestImage;
   about: string;
   notes: string[];
+  /** After its VMs are gone. */
+  close(): Promise<void>;
 }
 
 async function chooseMachine(
@@ -121,7 +125,7 @@ async function chooseMachine(
   log: Log,
   progress: Progress,
 ): Promise<ChosenMachine> {
-  if (config.hypervisor === 'process') return hostProcesses();
+  if (config.hypervisor === 'process') return { ...hostProcesses(), close: async () => {} };
   if (config.hypervisor === 'cloud-hypervisor')
     throw new ThawError('not-implemented', 'THAW_HYPERVISOR=cloud-hypervisor is not in this version of Thaw');
   const image = await withStep(progress, 'guest image', (step) =>
@@ -130,19 +134,22 @@ async function chooseMachine(
       onProgress: (text) => step.update(text),
     }),
   );
+  const networks = await openUserNetworks(config, paths, log);
+  const { slots } = networks;
   const { hypervisor, choice } = await withStep(
     progress,
     'hypervisor',
-    (step) => chooseHypervisor({ image, paths, log, onProgress: (text) => step.update(text) }),
+    (step) => chooseHypervisor({ image, paths, log, slots, onProgress: (text) => step.update(text) }),
     (chosen) => `QEMU, ${chosen.choice.reason}`,
   );
   const emulated = choice.accelerator === 'tcg';
   if (emulated) metrics.fallbacks.inc({ kind: 'software-emulation' });
   const about = `qemu (${emulated ? 'software emulation' : 'KVM'})`;
-  return { hypervisor, image, about, notes: emulated ? [`guests run slower: ${choice.reason}`] : [] };
+  const notes = [...networks.notes, ...(emulated ? [`guests run slower: ${choice.reason}`] : [])];
+  return { hypervisor, image, about, notes, close: async () => slots?.close() };
 }
 
-function hostProcesses(): ChosenMachine {
+function hostProcesses(): Omit<ChosenMachine, 'close'> {
   metrics.fallbacks.inc({ kind: 'no-isolation' });
   return {
     hypervisor: createProcessHypervisor({ agentProgram }),

@@ -31,7 +31,7 @@ import type {
 } from '../gateway/node-client.ts';
 import { FunctionLogs } from './function-logs.ts';
 import { Invocations } from './invocations.ts';
-import { NodeSandboxes } from './node-sandboxes.ts';
+import { keepEgress, NodeSandboxes } from './node-sandboxes.ts';
 import { NodeSnapshots } from './node-snapshots.ts';
 
 export interface LocalNodeOptions {
@@ -54,6 +54,8 @@ export interface LocalNodeOptions {
   /** Absent where no store is configured. */
   stored?: StoredSnapshots | undefined;
 }
+
+const unfiltered = ({ egress: _, ...request }: SandboxRequest): SandboxRequest => request;
 
 const keyOf = ({ name, version }: Pick<FunctionVersion, 'name' | 'version'>) => `${name}@${version}`;
 
@@ -193,7 +195,9 @@ export class LocalNode implements NodeClient {
     const rules = request.egress ?? openEgress;
     requireKeepable(egress, rules);
     if (request.snapshotId !== this.#baseSnapshotId) await this.#snapshots.serve(request.snapshotId);
-    const { lease } = await this.#sandboxes.create(request);
+    // Where nothing filters, what was asked for holds by itself.
+    const kept = egress === 'by-address' ? { ...request, egress: rules } : unfiltered(request);
+    const { lease } = await this.#sandboxes.create(kept);
     return {
       cpuCount: baseShape.vcpus,
       memoryMb: lease.vm.memoryMb,
@@ -206,7 +210,7 @@ export class LocalNode implements NodeClient {
     const { egress } = this.#options;
     const { lease } = this.#sandboxes.get(sandboxId);
     requireKeepable(egress, rules);
-    await lease.vm.setEgress?.(rules);
+    if (egress === 'by-address') await keepEgress(lease.vm, rules);
     return { reachesInternet: reachesInternet(egress, rules) };
   }
 

@@ -8,6 +8,7 @@ import type { Lease } from '../../pool/lease.ts';
 import type { Pool } from '../../pool/pool.ts';
 import type { Vm } from '../../pool/vm.ts';
 import { agentPort, type LogEvent, type SandboxInit, secretHeader } from '../../shared/agent-protocol.ts';
+import type { EgressRules } from '../../shared/egress.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { GuestRequest, GuestResponse, SandboxRequest } from '../gateway/node-client.ts';
@@ -83,8 +84,8 @@ export class NodeSandboxes {
       timer: undefined,
     };
     try {
-      if (request.egress) await lease.vm.setEgress?.(request.egress);
-      await initialise(sandbox, request);
+      const { egress } = request;
+      await Promise.all([egress && keepEgress(lease.vm, egress), initialise(sandbox, request)]);
     } catch (error) {
       lease.discard();
       void connections.destroy();
@@ -178,6 +179,12 @@ export class NodeSandboxes {
     void sandbox.connections.destroy();
     return sandbox;
   }
+}
+
+/** @throws ThawError `hypervisor-failed` for a VM without a filter: rules must not be believed that nobody keeps. */
+export async function keepEgress(vm: Vm, rules: EgressRules): Promise<void> {
+  if (!vm.setEgress) throw new ThawError('hypervisor-failed', 'this VM has no filter for what it may reach');
+  await vm.setEgress(rules);
 }
 
 function logOf(vm: Vm): LogEvent[] {
