@@ -15,8 +15,14 @@ import { type GuestIdentity, handshake } from './guest/handshake.ts';
 import { prime } from './guest/runner-client.ts';
 import { capturedFilesIn, cloneFilesDir, type Paths, snapshotFilesIn } from './host/paths.ts';
 import { mergeLayers } from './hypervisor/disk-layer/layers.ts';
-import { isLayer } from './hypervisor/disk-layer/read-layer.ts';
-import type { GuestImage, Hypervisor, Machine, MachineShape } from './hypervisor/hypervisor.ts';
+import type {
+  Compatibility,
+  GuestImage,
+  Hypervisor,
+  Machine,
+  MachineShape,
+} from './hypervisor/hypervisor.ts';
+import { isDiskLayer } from './snapshot/disk-form.ts';
 import type { SnapshotLibrary } from './snapshot/library.ts';
 import { copySparse } from './snapshot/materialise.ts';
 import {
@@ -39,6 +45,8 @@ export interface SnapshotBuilderOptions {
   library?: SnapshotLibrary;
   bootTimeoutMs?: number;
   startTimeoutMs?: number;
+  /** False: files that the guest's kernel had read stay in the snapshot. To measure what that is worth. */
+  dropCaches?: boolean;
 }
 
 /** A machine with its memory in `partialDir`, ready to become a snapshot. */
@@ -188,17 +196,17 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
 
   async #capture(work: CaptureWork): Promise<string> {
     const { snapshotId, shape, machine, control, partialDir, of } = work;
-    const { hypervisor, image, paths } = this.#options;
+    const { hypervisor, image, paths, dropCaches = true } = this.#options;
     const nonce = randomBytes(16).toString('hex');
     const onStage = (stage: string, elapsedMs: number) =>
       metrics.snapshotStage.observe({ stage }, elapsedMs / 1000);
     const sealStartMs = performance.now();
-    await control.request({ op: 'seal', nonce }, 30_000);
+    await control.request({ op: 'seal', nonce, dropCaches }, 30_000);
     onStage('seal', performance.now() - sealStartMs);
     const files = capturedFilesIn(partialDir);
     await machine.captureInPlace(files, onStage);
     await sync(files.pagesPath);
-    if (of) await standAlone(files.diskPath, of.templateDiskPath);
+    if (of) await standAlone(of.template.compatibility, files.diskPath, of.templateDiskPath);
     const dir = paths.snapshotDir(snapshotId);
     await writeRecord(partialDir, {
       format: recordFormat,
@@ -258,8 +266,13 @@ function memoryPathOf({ dir, form }: SnapshotRecord): string {
 }
 
 /** A layer over a template's disk becomes one over the empty disk: the template may be removed. */
-async function standAlone(diskPath: string, templateDiskPath: string): Promise<void> {
-  if (!(await isFile(diskPath)) || !(await isLayer(diskPath)) || !(await isLayer(templateDiskPath))) return;
+async function standAlone(
+  compatibility: Compatibility,
+  diskPath: string,
+  templateDiskPath: string,
+): Promise<void> {
+  if (!(await isFile(diskPath))) return;
+  for (const path of [diskPath, templateDiskPath]) if (!(await isDiskLayer(compatibility, path))) return;
   const wholePath = `${diskPath}.whole`;
   await mergeLayers(wholePath, templateDiskPath, diskPath);
   await rename(wholePath, diskPath);

@@ -53,6 +53,8 @@ export interface SealRequest {
   id: number;
   op: 'seal';
   nonce: string;
+  /** Files that the guest's kernel holds in memory and nobody uses are written and forgotten: its snapshot is smaller. */
+  dropCaches?: boolean;
 }
 
 /**
@@ -141,13 +143,16 @@ export type ControlEvent = LogEvent | RunnerExitEvent;
 // POST /_thaw/init     body: SandboxInit. 204. Makes the VM a sandbox: token, environment, default user.
 
 export interface RunnerSpec {
-  runtime: 'node' | 'python' | 'command';
+  /** `listening`: nothing is started; a program that runs already is found by its answer on `port`. */
+  runtime: 'node' | 'python' | 'command' | 'listening';
   /** Path inside the bundle; absent: found by convention. */
   entry?: string;
   /** argv of the program, for `command`. */
   command?: string[];
   /** argv run once before the program starts. */
   build?: string[];
+  /** `home`: it runs in its user's home, with the environment of the sandbox whose snapshot this VM came from. Default: `bundle`. */
+  place?: 'bundle' | 'home';
   /** Port the program listens on; default `runnerPort`. */
   port?: number;
   env: Record<string, string>;
@@ -164,7 +169,8 @@ export interface SandboxInit {
   accessToken: string;
   /** Added to those of the sandbox whose snapshot this VM came from; the same name: these win. */
   envVars: Record<string, string>;
-  defaultUser: string;
+  /** Absent: that of the sandbox whose snapshot this VM came from, else `user`. */
+  defaultUser?: string;
   /** Absent: that of the sandbox whose snapshot this VM came from, if it had one. */
   defaultWorkdir?: string;
 }

@@ -33,11 +33,19 @@ export const configSchema = Type.Object(
       [Type.Literal('auto'), Type.Literal('cloud-hypervisor'), Type.Literal('qemu'), Type.Literal('process')],
       {
         description:
-          'How VMs are run. `auto` boots the guest once to see whether KVM works. `process` isolates nothing: tests only.',
+          'How VMs are run. `auto` boots the guest once to see whether KVM works, and prefers Cloud Hypervisor where its binary is. `process` isolates nothing: tests only.',
         default: 'auto',
       },
     ),
-    cloudHypervisor: Type.Optional(text('Cloud Hypervisor binary. Not in this version.')),
+    cloudHypervisor: Type.Optional(
+      text('Cloud Hypervisor binary, v53 or newer; a static one can be confined best.', {
+        shown: '`cloud-hypervisor` on the path',
+      }),
+    ),
+    strict: Type.Boolean({
+      description: 'Refuses to start unless every hardening measure of the hypervisor is in force.',
+      default: false,
+    }),
     store: Type.Optional(
       text('Where snapshots are kept for other nodes and for later: `file:///DIR` or `s3://BUCKET/PREFIX`.', {
         pattern: '^(file:///|s3://[a-z0-9])',

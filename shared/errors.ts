@@ -74,6 +74,11 @@ export const errorKinds = {
   'port-in-use': kind(500, false, 'The port is taken; choose another with THAW_PORT.'),
   'no-space': kind(507, false, 'The disk is full or below its reserve.'),
   'bad-config': kind(500, false, 'The configuration is invalid; the detail names the key.'),
+  'not-hardened': kind(
+    500,
+    false,
+    'Strict configuration, and a hardening measure is not in force; the detail names each and why.',
+  ),
   'hypervisor-failed': kind(500, false, 'The hypervisor refused or ended; the detail holds its own words.'),
   incompatible: kind(
     409,

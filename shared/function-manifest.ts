@@ -1,7 +1,9 @@
-// Owns thaw.json: its schema, defaults and error messages. Used by the CLI before upload and by the gateway after.
-// Invariant: what passes `parseFunctionManifest` needs no further checks anywhere.
+// Owns thaw.json: its schema, defaults and error messages, and the same for a function that is made from a snapshot.
+// Used by the CLI before upload and by the gateway after.
+// Invariant: what passes `parseFunctionManifest` or `manifestOfEndpoint` needs no further checks anywhere.
 import { type Static, Type } from 'typebox';
 import { Value } from 'typebox/value';
+import { agentPort } from './agent-protocol.ts';
 import { ThawError } from './errors.ts';
 import { functionNamePattern } from './ids.ts';
 
@@ -75,4 +77,49 @@ export function parseFunctionManifest(value: unknown): ResolvedManifest {
   if (manifest.warm.min > manifest.warm.max)
     throw new ThawError('bad-manifest', 'thaw.json: warm.min: expected a number not above warm.max');
   return manifest;
+}
+
+const { command, memoryMb, vcpus, env, concurrency, recycle, warm, timeoutMs, auth } =
+  functionManifestSchema.properties;
+
+/** Body of `POST /v1/functions`. */
+export const endpointBodySchema = Type.Object(
+  {
+    name: Type.String({ maxLength: 128 }),
+    /** Id or name. */
+    fromSnapshot: Type.String({ minLength: 1, maxLength: 128 }),
+    /** Starts the server; absent: one listens already. */
+    command,
+    /** Where the server answers, inside the sandbox. */
+    port: Type.Integer({ minimum: 1, maximum: 65535 }),
+    prime: Type.Optional(
+      Type.Array(Type.String({ pattern: '^/', maxLength: 1024 }), { minItems: 1, maxItems: 16 }),
+    ),
+    ...{ memoryMb, vcpus, env, concurrency, recycle, warm, timeoutMs, auth },
+  },
+  { additionalProperties: false },
+);
+
+export type EndpointBody = Static<typeof endpointBodySchema>;
+
+/** Its name is checked like one in an address. @throws ThawError `bad-request` naming the key and what was expected. */
+export function manifestOfEndpoint(
+  { fromSnapshot: _, ...wanted }: EndpointBody,
+  shape: { memoryMb: number; vcpus: number },
+): ResolvedManifest & { port: number } {
+  if (wanted.port === agentPort)
+    throw new ThawError('bad-request', `port: ${agentPort} is Thaw's own inside a sandbox`);
+  if (wanted.env && !wanted.command)
+    throw new ThawError(
+      'bad-request',
+      'env: a server that runs already keeps its environment; give a command',
+    );
+  for (const key of ['memoryMb', 'vcpus'] as const)
+    if (wanted[key] !== undefined && wanted[key] !== shape[key])
+      throw new ThawError('bad-request', `${key}: the snapshot has ${shape[key]}, which cannot be changed`);
+  const { memoryMb, vcpus } = shape;
+  const manifest = { ...manifestDefaults, ...wanted, runtime: 'command', memoryMb, vcpus } as const;
+  if (manifest.warm.min > manifest.warm.max)
+    throw new ThawError('bad-request', 'warm.min: expected a number not above warm.max');
+  return manifest as ResolvedManifest & { port: number };
 }

@@ -9,6 +9,7 @@ export const snapshotIdPattern = /^snap-[0-9a-f]{24}$/;
 export const sandboxIdPattern = /^i[0-9a-z]{20}$/;
 /** Of snapshots and templates: `namespace/alias:tag`. Never a path. */
 export const snapshotNamePattern = /^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/;
+export const templateIdPattern = /^t[0-9a-z]{20}$/;
 export const vmIdPattern = /^vm-[0-9a-f]{12}$/;
 export const requestIdPattern = /^[A-Za-z0-9_-]{1,64}$/;
 export const apiKeyPattern = /^e2b_[0-9a-f]{40}$/;
@@ -23,8 +24,11 @@ export const newRequestId = (): string => randomBytes(12).toString('base64url');
 export const newApiKey = (): string => `e2b_${randomBytes(20).toString('hex')}`;
 export const newSecret = (): string => randomBytes(32).toString('hex');
 
-export function newSandboxId(): string {
-  let id = 'i';
+export const newSandboxId = (): string => newLabel('i');
+export const newTemplateId = (): string => newLabel('t');
+
+function newLabel(prefix: string): string {
+  let id = prefix;
   // 256 is not a multiple of 36: bytes above 251 would favour the first letters.
   while (id.length < 21)
     for (const byte of randomBytes(32)) if (byte < 252 && id.length < 21) id += base36[byte % 36];

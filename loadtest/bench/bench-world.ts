@@ -3,7 +3,7 @@
 import { join } from 'node:path';
 import { defaultCacheDir } from '../../images/image.ts';
 import { reclaim } from '../../pool/host/reclaim.ts';
-import { chooseHypervisor } from '../../pool/hypervisor/choose.ts';
+import { chooseHypervisor, findCloudHypervisor } from '../../pool/hypervisor/choose.ts';
 import type { Accelerator } from '../../pool/hypervisor/qemu/command-line.ts';
 import { createQemuHypervisor } from '../../pool/hypervisor/qemu/qemu-hypervisor.ts';
 import { silentLog } from '../../shared/log.ts';
@@ -28,12 +28,14 @@ export async function openBenchWorld(bench: Bench): Promise<BenchWorld> {
     async chooseHypervisor(image, paths) {
       if (wanted !== 'auto') return createQemuHypervisor({ accelerator, log: silentLog });
       const remembered = join(defaultCacheDir(), 'bench-hypervisor.json');
-      const { hypervisor, choice } = await chooseHypervisor({
+      const { hypervisor, choice, close } = await chooseHypervisor({
         image,
         paths: { ...paths, hypervisorChoice: remembered },
         log: silentLog,
+        cloudHypervisor: await findCloudHypervisor(process.env.THAW_CLOUD_HYPERVISOR),
         onProgress: bench.progress,
       });
+      bench.cleanup.defer('hypervisor', close);
       accelerator = choice.accelerator;
       return hypervisor;
     },

@@ -5,9 +5,12 @@ import type { Benchmark } from './benchmark.ts';
 export const benchmarks: Record<string, () => Promise<Benchmark>> = {
   burst: async () => (await import('./benchmarks/burst.ts')).burst,
   claim: async () => (await import('./benchmarks/claim.ts')).claim,
+  cold: async () => (await import('./benchmarks/cold.ts')).cold,
   density: async () => (await import('./benchmarks/density.ts')).density,
   gateway: async () => (await import('./benchmarks/gateway.ts')).gateway,
+  metal: async () => (await import('./benchmarks/metal.ts')).metal,
   restore: async () => (await import('./benchmarks/restore.ts')).restore,
+  snapshot: async () => (await import('./benchmarks/snapshot.ts')).snapshot,
   tti: async () => (await import('./benchmarks/tti.ts')).tti,
   uniqueness: async () => (await import('./benchmarks/uniqueness.ts')).uniqueness,
 };

@@ -2,7 +2,7 @@
 // before its process joins. Invariant: an empty group is nobody's and is removed; limits that this host cannot set are
 // named, never silently left out.
 import { createHash } from 'node:crypto';
-import { mkdir, readdir, readFile, rmdir, writeFile } from 'node:fs/promises';
+import { access, mkdir, readdir, readFile, rmdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 
@@ -44,6 +44,8 @@ export class Cgroups {
     const hash = createHash('sha256').update(dataDir).digest('hex').slice(0, 12);
     const dir = join(cgroupRoot, `thaw-${hash}`);
     try {
+      // Where groups of version 1 are mounted this is any directory, in which files could be made that mean nothing.
+      await access(join(cgroupRoot, 'cgroup.controllers'));
       const missing = await delegated(cgroupRoot);
       await mkdir(dir, { recursive: true });
       for (const name of await readdir(dir)) await rmdir(join(dir, name)).catch(() => {});

@@ -6,6 +6,7 @@ import { connect } from 'node:net';
 import { join } from 'node:path';
 import type { Log } from '../../shared/log.ts';
 import { metrics } from '../../shared/metrics.ts';
+import { unmountBelow } from './file-mounts.ts';
 import type { Paths } from './paths.ts';
 import { killRecorded, readProcessRecord } from './process-table.ts';
 
@@ -55,6 +56,7 @@ async function reclaimVm(
   if (record)
     for (const pid of await killRecorded(record, runDir))
       note('process', `${record.program}, pid ${pid}, of ${runDir}`);
+  await unmountBelow(runDir);
   await rm(runDir, { recursive: true, force: true });
   note('run-directory', runDir);
 }

@@ -1,22 +1,30 @@
-// Owns the choice of hypervisor when configuration says `auto`: KVM is believed only when the real guest kernel booted
-// under it, because a /dev/kvm that exists may not run it. The answer is remembered with what it depends on.
-// Invariant: `process` is never chosen here; the reason for the choice is kept for `thaw doctor`.
+// Owns the choice of hypervisor: KVM is believed only when the real guest kernel booted under it with the very VMM that
+// would be used, because a /dev/kvm that exists may not run it. The answer is remembered with what it depends on.
+// Invariant: `process` is never chosen here; a hypervisor that is asked for by name is used or refused, never replaced;
+// the reason for the choice is kept for `thaw doctor`.
 import { access, constants, mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { release } from 'node:os';
 import { join } from 'node:path';
 import { type Static, Type } from 'typebox';
 import { Value } from 'typebox/value';
 import { Cleanup } from '../../shared/cleanup.ts';
+import { withDeadline } from '../../shared/deadline.ts';
+import { ThawError } from '../../shared/errors.ts';
 import { newVmId } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import { ControlClient } from '../guest/control-client.ts';
 import { handshake } from '../guest/handshake.ts';
-import type { NetworkSlots } from '../host/network-slots.ts';
 import type { Paths } from '../host/paths.ts';
+import {
+  type CloudHypervisor,
+  createCloudHypervisor,
+  versionOf,
+} from './cloud-hypervisor/cloud-hypervisor.ts';
 import type { GuestImage, Hypervisor } from './hypervisor.ts';
 import { createQemuHypervisor } from './qemu/qemu-hypervisor.ts';
 
 const choiceSchema = Type.Object({
+  hypervisor: Type.Union([Type.Literal('cloud-hypervisor'), Type.Literal('qemu')]),
   accelerator: Type.Union([Type.Literal('kvm'), Type.Literal('tcg')]),
   reason: Type.String(),
   /** What the answer depends on; another value means: try again. */
@@ -30,32 +38,58 @@ export interface ChooseOptions {
   image: GuestImage;
   paths: Paths;
   log: Log;
+  /** `auto` takes Cloud Hypervisor where it works, else QEMU; a name is an order. */
+  asked?: 'auto' | 'cloud-hypervisor' | 'qemu';
+  /** Cloud Hypervisor's binary, where there is one. */
+  cloudHypervisor?: string | undefined;
   /** How long the guest may take to answer under KVM; a working one needs one or two seconds. */
   trialTimeoutMs?: number;
   onProgress?: (step: string) => void;
-  /** For QEMU's VMs that may get a way out. */
-  slots?: NetworkSlots | undefined;
   /** Replaced in tests. */
   kvmDevice?: string;
 }
 
-/** @returns the driver to use and why; decides by trial at most once per kernel, QEMU and image. */
-export async function chooseHypervisor(
-  options: ChooseOptions,
-): Promise<{ hypervisor: Hypervisor; choice: Choice }> {
-  const { log, slots } = options;
-  const tcg = createQemuHypervisor({ accelerator: 'tcg', log, slots });
-  const { hypervisorVersion } = await tcg.compatibility(options.image);
-  const device = options.kvmDevice ?? '/dev/kvm';
-  const present = await usable(device);
-  const inputs = JSON.stringify([release(), hypervisorVersion, options.image.digest, present]);
-  const remembered = await rememberedChoice(options.paths.hypervisorChoice);
-  const choice = remembered?.inputs === inputs ? remembered : await decide(options, device, present, inputs);
-  const { accelerator } = choice;
-  return {
-    hypervisor: accelerator === 'tcg' ? tcg : createQemuHypervisor({ accelerator, log, slots }),
-    choice,
-  };
+export interface Chosen {
+  hypervisor: Hypervisor;
+  choice: Choice;
+  /** Ends what the driver keeps ready; its VMs are their holders'. */
+  close(): Promise<void>;
+}
+
+interface Candidates {
+  qemu: Hypervisor;
+  /** Absent where it cannot be tried at all; `fault` says why. */
+  cloud: CloudHypervisor | undefined;
+  fault: string;
+  present: boolean;
+  device: string;
+  inputs: string;
+}
+
+const qemuTrialTimeoutMs = 15_000;
+/** Tried only where a binary was put for it; an emulated machine may need all of it, and says so by its name. */
+const cloudTrialTimeoutMs = { auto: 60_000, named: 180_000 };
+
+/**
+ * @returns the driver to use and why; decides by trial at most once per kernel, hypervisor and image.
+ * @throws ThawError `hypervisor-failed` when the one that was asked for by name does not work here.
+ */
+export async function chooseHypervisor(options: ChooseOptions): Promise<Chosen> {
+  const candidates = await candidatesOf(options);
+  const { cloud, qemu, inputs } = candidates;
+  const close = async () => cloud?.close();
+  try {
+    const remembered = await rememberedChoice(options.paths.hypervisorChoice);
+    const choice = remembered?.inputs === inputs ? remembered : await decide(options, candidates);
+    if (choice.hypervisor === 'cloud-hypervisor') return { hypervisor: cloud!, choice, close };
+    await close();
+    const { accelerator } = choice;
+    const hypervisor = accelerator === 'tcg' ? qemu : createQemuHypervisor({ accelerator, log: options.log });
+    return { hypervisor, choice, close: async () => {} };
+  } catch (error) {
+    await close();
+    throw error;
+  }
 }
 
 /** The remembered answer of the last start; for `thaw doctor`. */
@@ -68,29 +102,83 @@ export async function rememberedChoice(path: string): Promise<Choice | undefined
   }
 }
 
-async function decide(
-  options: ChooseOptions,
-  device: string,
-  present: boolean,
-  inputs: string,
-): Promise<Choice> {
-  const outcome = present ? await trialBoot(options) : `${device} is absent or not accessible`;
-  const choice: Choice = {
-    accelerator: outcome === 'booted' ? 'kvm' : 'tcg',
-    reason: outcome === 'booted' ? 'the guest kernel booted under KVM' : `software emulation: ${outcome}`,
-    inputs,
-    decidedAt: new Date().toISOString(),
-  };
-  await mkdir(options.paths.dataDir, { recursive: true });
-  await writeFile(options.paths.hypervisorChoice, JSON.stringify(choice, null, 2));
+async function candidatesOf(options: ChooseOptions): Promise<Candidates> {
+  const {
+    image,
+    paths,
+    log,
+    asked = 'auto',
+    cloudHypervisor: binary,
+    kvmDevice: device = '/dev/kvm',
+  } = options;
+  const qemu = createQemuHypervisor({ accelerator: 'tcg', log });
+  const present = await usable(device);
+  const found = asked === 'qemu' ? { fault: '', version: '' } : await whyNotCloud(binary);
+  const fault = found.fault || (present ? '' : `${device} is absent or not accessible`);
+  const cloud =
+    asked === 'qemu' || fault !== '' ? undefined : createCloudHypervisor({ program: [binary!], paths, log });
+  const { hypervisorVersion } =
+    asked === 'cloud-hypervisor' ? { hypervisorVersion: '' } : await qemu.compatibility(image);
+  const inputs = JSON.stringify([release(), asked, hypervisorVersion, found, image.digest, present]);
+  return { qemu, cloud, fault, present, device, inputs };
+}
+
+/** @returns why a binary is not even tried, and its version where it could be asked. */
+async function whyNotCloud(binary: string | undefined): Promise<{ fault: string; version: string }> {
+  if (binary === undefined) return { fault: 'there is no cloud-hypervisor binary', version: '' };
+  try {
+    const version = await versionOf([binary]);
+    const isRoot = process.getuid?.() === 0;
+    return { fault: isRoot ? '' : 'network namespaces need root', version };
+  } catch (error) {
+    return { fault: (error as Error).message, version: '' };
+  }
+}
+
+async function decide(options: ChooseOptions, candidates: Candidates): Promise<Choice> {
+  const { asked = 'auto', cloudHypervisor: binary, trialTimeoutMs, onProgress } = options;
+  const { cloud, present, device, inputs } = candidates;
+  onProgress?.('trying KVM with the real guest kernel');
+  const noCloud = cloud
+    ? await trialBoot(
+        cloud,
+        options,
+        trialTimeoutMs ?? cloudTrialTimeoutMs[asked === 'auto' ? 'auto' : 'named'],
+      )
+    : candidates.fault;
+  if (asked !== 'qemu' && noCloud === '')
+    return remember(options, {
+      hypervisor: 'cloud-hypervisor',
+      accelerator: 'kvm',
+      reason: 'the guest kernel booted under KVM',
+      inputs,
+    });
+  if (asked === 'cloud-hypervisor')
+    throw new ThawError('hypervisor-failed', `THAW_HYPERVISOR=cloud-hypervisor: ${noCloud}`);
+  const kvm = createQemuHypervisor({ accelerator: 'kvm', log: options.log });
+  const noKvm = present
+    ? await trialBoot(kvm, options, trialTimeoutMs ?? qemuTrialTimeoutMs)
+    : `${device} is absent or not accessible`;
+  // Whoever has no binary did not ask for it.
+  const passedOver = binary === undefined || asked === 'qemu' ? '' : `; not Cloud Hypervisor: ${noCloud}`;
+  const found = noKvm === '' ? 'the guest kernel booted under KVM' : `software emulation: ${noKvm}`;
+  const accelerator = noKvm === '' ? 'kvm' : 'tcg';
+  return remember(options, { hypervisor: 'qemu', accelerator, reason: `${found}${passedOver}`, inputs });
+}
+
+async function remember({ paths }: ChooseOptions, found: Omit<Choice, 'decidedAt'>): Promise<Choice> {
+  const choice = { ...found, decidedAt: new Date().toISOString() };
+  await mkdir(paths.dataDir, { recursive: true });
+  await writeFile(paths.hypervisorChoice, JSON.stringify(choice, null, 2));
   return choice;
 }
 
-/** @returns 'booted', or what went wrong in one line. */
-async function trialBoot(options: ChooseOptions): Promise<string> {
-  const { image, paths, trialTimeoutMs = 15_000 } = options;
-  options.onProgress?.('trying KVM with the real guest kernel');
-  const hypervisor = createQemuHypervisor({ accelerator: 'kvm', log: options.log });
+/** @returns '' when the guest booted and answered, else what went wrong in one line. */
+async function trialBoot(
+  hypervisor: Hypervisor,
+  { image, paths }: ChooseOptions,
+  timeoutMs: number,
+): Promise<string> {
   const vmId = newVmId();
   const runDir = paths.vmDir(vmId);
   await using cleanup = new Cleanup();
@@ -100,21 +188,34 @@ async function trialBoot(options: ChooseOptions): Promise<string> {
     const shape = { memoryMb: 256, vcpus: 1 };
     const machine = await hypervisor.boot({ vmId, shape, image, runDir, pagesPath: join(runDir, 'pages') });
     cleanup.defer('trial machine', () => machine.destroy());
-    const control = new ControlClient(await machine.openControl());
-    // A QEMU that ends closes the channel first: its own words say more than that.
-    await handshake(control, vmId, '', trialTimeoutMs).catch(async (error: Error) => {
+    const greeted = async () =>
+      handshake(new ControlClient(await machine.openControl()), vmId, '', timeoutMs);
+    // A VMM that ends closes the channel first: its own words say more than that.
+    await withDeadline('the boot', timeoutMs, greeted()).catch(async (error: Error) => {
       await machine.destroy();
       const { stderrTail } = await machine.exited;
       throw new Error(stderrTail.trim().split('\n').at(-1) || error.message);
     });
-    return 'booted';
+    return '';
   } catch (error) {
     return `the guest kernel did not boot under KVM (${(error as Error).message})`;
   }
 }
 
-async function usable(device: string): Promise<boolean> {
-  return access(device, constants.R_OK | constants.W_OK).then(
+/** The binary that configuration names, else the one on the path. */
+export async function findCloudHypervisor(named: string | undefined): Promise<string | undefined> {
+  if (named !== undefined) return named;
+  for (const dir of (process.env.PATH ?? '').split(':').filter((each) => each.startsWith('/'))) {
+    const path = join(dir, 'cloud-hypervisor');
+    if (await allows(path, constants.X_OK)) return path;
+  }
+  return undefined;
+}
+
+const usable = (device: string): Promise<boolean> => allows(device, constants.R_OK | constants.W_OK);
+
+async function allows(path: string, mode: number): Promise<boolean> {
+  return access(path, mode).then(
     () => true,
     () => false,
   );

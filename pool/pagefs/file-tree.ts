@@ -30,8 +30,8 @@ interface FileNode {
 }
 
 const directoryMode = 0o040500;
-/** Writable by its owner, or a VMM could not open it as it wants. */
-const fileMode = 0o100600;
+/** Writable by its owner, or QEMU could not open it as it wants; read by VMMs of other uids, where they are given it. */
+const fileMode = 0o100644;
 
 export class FileTree implements FuseHandler {
   readonly #nodes = new Map<number, FileNode>();

@@ -1,5 +1,5 @@
-// Owns the memory of snapshots that are in the store and not whole here: one pager, started when first needed; leases of
-// its files; what is fetched early, what is learnt of clones, when a file is kept.
+// Owns the memory of snapshots that are in the store and not whole here: one pager; leases of its files; what is fetched
+// early, what is learnt of clones, when a file is kept.
 // Refuses to own the pager's process (pager-process.ts) and snapshots' directories (snapshot/library.ts).
 // Invariant: every holder of a lease hears of a page that could not be had; a file is dropped when nobody holds it.
 import { mkdir, rm } from 'node:fs/promises';
@@ -15,7 +15,7 @@ import type { PagerClient } from './pager-client.ts';
 import type { ImageRef, PagerEvent, ServeFrom } from './pager-protocol.ts';
 
 export interface PagedMemoryOptions {
-  /** Called again after the pager was lost. */
+  /** Called again when it is needed after it was lost. */
   openPager(): Promise<PagerClient>;
   keptDir: string;
   log: Log;
@@ -58,6 +58,11 @@ export class PagedMemory implements PagedSnapshots {
 
   constructor(options: PagedMemoryOptions) {
     this.#options = options;
+  }
+
+  /** Has the pager ready before anybody needs it. @throws ThawError `mount-failed`. */
+  async start(): Promise<void> {
+    await this.#pager();
   }
 
   /** Of the pager, for merging with the node's own; empty while none runs. */

@@ -2,10 +2,11 @@
 // directory; its memory stays in the store and is served from there, or is fetched too.
 // Refuses to own serving memory (pagefs). Invariant: the directory appears when it is whole, and every byte in it was
 // verified under the manifest.
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { Cleanup } from '../../shared/cleanup.ts';
 import { type Paths, snapshotFilesIn } from '../host/paths.ts';
 import type { BlobStore } from '../store/blob-store.ts';
+import { hasFlatDisks } from './disk-form.ts';
 import { layerOfFlatDisk } from './flat-disk.ts';
 import { FrameReader, storeTier } from './frame-reader.ts';
 import { pausesOf } from './local-capture.ts';
@@ -59,6 +60,7 @@ async function bringDisk(
 ): Promise<void> {
   const flatPath = `${diskPath}.flat`;
   await materialise(manifest, 'disk', reader, flatPath);
+  if (hasFlatDisks(manifest.compatibility)) return await rename(flatPath, diskPath);
   await layerOfFlatDisk(flatPath, blankDiskPath, diskPath);
   await rm(flatPath);
 }

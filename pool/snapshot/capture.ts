@@ -12,10 +12,10 @@ import { metrics } from '../../shared/metrics.ts';
 import type { ControlClient } from '../guest/control-client.ts';
 import { type SnapshotFiles, snapshotFilesIn } from '../host/paths.ts';
 import { mergeLayers, rebaseLayer } from '../hypervisor/disk-layer/layers.ts';
-import { isLayer } from '../hypervisor/disk-layer/read-layer.ts';
 import type { Machine, PageDelta } from '../hypervisor/hypervisor.ts';
 import type { CloneFiles } from './clone-files.ts';
 import { writeDeltaRuns } from './delta-runs.ts';
+import { isDiskLayer } from './disk-form.ts';
 import type { SnapshotLibrary } from './library.ts';
 import { ownBytes, publishDirectory, recordFormat, type SnapshotRecord, writeRecord } from './record.ts';
 
@@ -40,6 +40,11 @@ export interface CaptureRequest {
   names?: readonly string[];
   /** Whose memory it is, for those who look for it later. */
   source?: string;
+  /**
+   * Given: it becomes a function version's, whose clones' runner answers these paths before they count as warm; and
+   * it is told to nobody before its builder has finished it.
+   */
+  prime?: readonly string[];
   /** False: the VM stays paused and is then destroyed; when the capture fails it runs on all the same. */
   resume: boolean;
   /** Aborts what has not begun; from the pause on the capture ends by itself. */
@@ -196,7 +201,8 @@ class Capture {
   async #finishDisk(): Promise<void> {
     const { diskPath, baseDiskPath } = this.#files;
     const { record, links } = this.#source.files;
-    if (!(await isLayer(this.#frozenDiskPath))) return await rename(this.#frozenDiskPath, diskPath);
+    if (!(await isDiskLayer(record.compatibility, this.#frozenDiskPath)))
+      return await rename(this.#frozenDiskPath, diskPath);
     const finalBasePath = snapshotFilesIn(this.#dir).baseDiskPath;
     if (record.form === 'whole') {
       await link(links.diskPath, baseDiskPath);
@@ -212,11 +218,12 @@ class Capture {
   async #publish(delta: PageDelta): Promise<SnapshotRecord> {
     const parent = this.#source.files.record;
     const { basePagesPath, baseDiskPath } = this.#files;
-    const { memoryMb, vcpus, compatibility, prime } = parent;
+    const { memoryMb, vcpus, compatibility } = parent;
+    const prime = this.#request.prime ?? parent.prime;
     const record: SnapshotRecord = {
       format: recordFormat,
       snapshotId: this.#snapshotId,
-      kind: 'sandbox',
+      kind: this.#request.prime ? 'function' : 'sandbox',
       names: [...(this.#request.names ?? [])],
       ...(this.#request.source === undefined ? {} : { source: this.#request.source }),
       parent: parent.snapshotId,
@@ -226,7 +233,7 @@ class Capture {
       dir: this.#dir,
       nonce: this.#nonce,
       ...{ memoryMb, vcpus, compatibility },
-      ...(prime ? { prime } : {}),
+      ...(prime ? { prime: [...prime] } : {}),
       createdAt: new Date().toISOString(),
       dirtyPages: bytesOf(delta) / pageBytes,
       pauseMs: this.#pauseMs(),
@@ -234,7 +241,7 @@ class Capture {
     };
     await writeRecord(this.#partialDir, record);
     await publishDirectory(this.#partialDir, this.#dir);
-    this.#library.added(record);
+    if (!this.#request.prime) this.#library.added(record);
     metrics.snapshotDirtyBytes.inc(bytesOf(delta));
     return record;
   }

@@ -5,6 +5,7 @@ import { stat } from 'node:fs/promises';
 import { type SnapshotFiles, snapshotFilesIn } from '../host/paths.ts';
 import { backingOf } from '../hypervisor/disk-layer/layers.ts';
 import { readDeltaRuns } from './delta-runs.ts';
+import { hasFlatDisks } from './disk-form.ts';
 import { deltaSource, type ImageSource, type SourceRun, sparseFileSource } from './image-source.ts';
 import type { ImageCapture, LocalCapture } from './publish.ts';
 import { qcow2LayerSource } from './qcow2-layer.ts';
@@ -25,10 +26,10 @@ export async function localCaptureOf(record: SnapshotRecord, parent?: SnapshotRe
   const memoryBytes = record.memoryMb * 1024 * 1024;
   const usable = parent && parent.memoryMb === record.memoryMb ? parent : undefined;
   const memory = await memoryLayers(record, files);
-  const disk = await diskLayers(files.diskPath);
+  const disk = await diskOf(record, files);
   const parentFiles = usable && snapshotFilesIn(usable.dir);
   const parentMemory = usable && (await memoryLayers(usable, parentFiles!));
-  const parentDisk = usable && (await diskLayers(parentFiles!.diskPath));
+  const parentDisk = usable && (await diskOf(usable, parentFiles!));
   const fits = parentDisk?.imageBytes === disk.imageBytes;
   return {
     snapshotId: record.snapshotId,
@@ -67,8 +68,18 @@ async function memoryLayers(record: SnapshotRecord, files: SnapshotFiles): Promi
   };
 }
 
+interface DiskLayers extends Layers {
+  imageBytes: number;
+}
+
+async function diskOf({ compatibility }: SnapshotRecord, { diskPath }: SnapshotFiles): Promise<DiskLayers> {
+  if (!hasFlatDisks(compatibility)) return diskLayers(diskPath);
+  const sources = [await sparseFileSource(diskPath)];
+  return { sources, bottom: undefined, imageBytes: (await stat(diskPath)).size };
+}
+
 /** The layer at `path` and all below it. */
-async function diskLayers(path: string): Promise<Layers & { imageBytes: number }> {
+async function diskLayers(path: string): Promise<DiskLayers> {
   const top = await qcow2LayerSource(path);
   const backing = await backingOf(path);
   if (!backing) return { sources: [top], bottom: undefined, imageBytes: top.imageBytes };

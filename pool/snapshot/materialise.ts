@@ -8,9 +8,9 @@ import { promisify } from 'node:util';
 import { withDeadline } from '../../shared/deadline.ts';
 import { type SnapshotFiles, snapshotFilesIn } from '../host/paths.ts';
 import { mergeLayers } from '../hypervisor/disk-layer/layers.ts';
-import { isLayer } from '../hypervisor/disk-layer/read-layer.ts';
 import { pasteIntoFile } from '../hypervisor/guest-memory/delta-paste.ts';
 import { readDeltaRuns } from './delta-runs.ts';
+import { isDiskLayer } from './disk-form.ts';
 import { ownBytes, type SnapshotRecord, writeRecord } from './record.ts';
 
 const run = promisify(execFile);
@@ -23,7 +23,7 @@ export async function materialise(
 ): Promise<void> {
   const files = snapshotFilesIn(record.dir);
   await makePages(record, files);
-  await makeDisk(files);
+  await makeDisk(record, files);
   const { base: _base, ...rest } = record;
   const old = [files.basePagesPath, files.baseDiskPath, files.deltaPath, files.deltaRunsPath];
   const whole: SnapshotRecord = { ...rest, form: 'whole', sizeBytes: await ownBytes(record.dir, old) };
@@ -44,8 +44,8 @@ async function makePages(record: SnapshotRecord, files: SnapshotFiles): Promise<
 }
 
 /** The merged disk may take its place before the record changes: over either base it is the same disk. */
-async function makeDisk(files: SnapshotFiles): Promise<void> {
-  if (!(await isLayer(files.diskPath))) return;
+async function makeDisk({ compatibility }: SnapshotRecord, files: SnapshotFiles): Promise<void> {
+  if (!(await isDiskLayer(compatibility, files.diskPath))) return;
   const partialPath = `${files.diskPath}.partial`;
   await rm(partialPath, { force: true });
   await mergeLayers(partialPath, files.baseDiskPath, files.diskPath);

@@ -11,6 +11,7 @@ import type { BlobStore } from '../store/blob-store.ts';
 import { bringSnapshot } from './arrival.ts';
 import { Catalogue } from './catalogue.ts';
 import { pageBytes } from './extents.ts';
+import { storeTier } from './frame-reader.ts';
 import { collect } from './gc.ts';
 import type { SnapshotLibrary } from './library.ts';
 import type { SnapshotSummary } from './lineage.ts';
@@ -23,6 +24,7 @@ import type { SnapshotRecord } from './record.ts';
 import { getIfThere } from './signed-json.ts';
 import type { ClusterKey } from './signed-object.ts';
 import { workingSetKey } from './store-keys.ts';
+import { type Verification, verifySnapshot } from './verify.ts';
 import {
   decodeWorkingSet,
   encodeWorkingSet,
@@ -153,6 +155,12 @@ export class StoredSnapshots {
 
   load(snapshotId: string): Promise<Manifest> {
     return this.#catalogue.load(snapshotId);
+  }
+
+  /** Every frame of it. @returns undefined when it is not in the store. @throws ThawError `snapshot-damaged` for its manifest, and store errors. */
+  async verify(snapshotId: string): Promise<Verification | undefined> {
+    const manifest = await this.#catalogue.find(snapshotId);
+    return manifest && (await verifySnapshot(manifest, storeTier(this.#options.store)));
   }
 
   /** Its memory is here, or it is gone: others may collect what it needed. */

@@ -17,11 +17,26 @@ export interface DeployOptions extends CallOptions {
 
 export interface FromSnapshotOptions extends CallOptions {
   name: string;
+  /** Id or name of a sandbox's snapshot. */
   snapshotId: string;
-  /** Port that answers requests, inside the sandbox. */
+  /** Port that answers requests, inside the sandbox; the server listens on 0.0.0.0. */
   port: number;
-  /** Program to start in each clone; default: what the snapshot holds running. */
+  /** Program that starts the server; default: it runs in the snapshot already. */
   command?: string[] | undefined;
+  /** Of `command`. */
+  envs?: Record<string, string> | undefined;
+  /** Paths that a new instance must answer before it takes requests. Default: `/`. */
+  prime?: string[] | undefined;
+  /** Instances that wait for requests, and that there may be. */
+  warm?: { min: number; max: number } | undefined;
+  /** `fresh`: every request gets a new instance. Default: `reuse`. */
+  recycle?: 'reuse' | 'fresh' | undefined;
+  /** Requests that one instance serves at a time. Default: 1. */
+  concurrency?: number | undefined;
+  /** `key`: callers need an API key. Default: `public`. */
+  auth?: 'public' | 'key' | undefined;
+  /** Milliseconds that making it may take altogether. Default: 600 000. */
+  timeoutMs?: number | undefined;
 }
 
 export interface FunctionVersion {
@@ -90,13 +105,32 @@ export class Functions {
     return await this.#whenReady(accepted, endsAtMs, options);
   }
 
-  /** Makes a sandbox's snapshot a function with warm instances. @throws {@link NotFoundError}. */
-  async fromSnapshot(options: FromSnapshotOptions): Promise<FunctionInfo> {
-    const { name, snapshotId, command, port, ...call } = options;
-    const json = { name, fromSnapshot: snapshotId, command, port };
-    return infoOf(
-      await this.#connection.json<WireFunction>('/v1/functions', { ...call, method: 'POST', json }),
-    );
+  /**
+   * Makes a sandbox's snapshot, in which a server runs or `command` starts one, a new version of a function, and waits
+   * until it serves. The snapshot may then be deleted. Random numbers: Thaw reseeds the kernel of every instance, and
+   * Node and Python programs that `command` starts; a server that ran before keeps its own generator's state, the same in
+   * every instance, until it draws from the kernel again.
+   * @throws {@link NotFoundError} when there is no such snapshot, {@link BuildError} when nothing answers on the port,
+   * {@link DeadlineExceededError} after `timeoutMs`; the work then goes on.
+   */
+  async fromSnapshot(options: FromSnapshotOptions): Promise<FunctionVersion> {
+    const {
+      snapshotId,
+      envs,
+      timeoutMs = defaultBuildTimeoutMs,
+      signal,
+      requestTimeoutMs,
+      ...rest
+    } = options;
+    const endsAtMs = performance.now() + timeoutMs;
+    const accepted = await this.#connection.json<WireVersion>('/v1/functions', {
+      method: 'POST',
+      json: { ...rest, fromSnapshot: snapshotId, env: envs },
+      headers: { prefer: `wait=${waitSeconds}` },
+      signal,
+      requestTimeoutMs: requestTimeoutMs ?? timeoutMs,
+    });
+    return await this.#whenReady(accepted, endsAtMs, options);
   }
 
   /**

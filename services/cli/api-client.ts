@@ -1,5 +1,5 @@
 // Owns the CLI's way to a running Thaw: where it is, the API key, and what its failures mean.
-// Refuses to own any command's words. Invariant: the key travels in a header and appears in no message.
+// Refuses to own any command's words. Invariant: the key appears in no message.
 import { readFile } from 'node:fs/promises';
 import { Agent, type Dispatcher, request } from 'undici';
 import { pathsOf } from '../../pool/host/paths.ts';
@@ -21,6 +21,8 @@ export type ApiResponse = Dispatcher.ResponseData;
 
 export interface ApiClient {
   readonly url: string;
+  /** For clients of others' making. */
+  readonly apiKey: string;
   /** Any answer, whatever its status. @throws NotReachableError. */
   send(path: string, call?: ApiCall): Promise<ApiResponse>;
   /** The body of a success as JSON. @throws ApiError | NotReachableError. */
@@ -72,19 +74,19 @@ async function apiKeyOf({ config }: ResolvedConfig): Promise<string> {
 
 class HttpApiClient implements ApiClient {
   readonly url: string;
-  readonly #apiKey: string;
+  readonly apiKey: string;
   readonly #agent = new Agent({ connect: { timeout: connectTimeoutMs }, bodyTimeout: 0 });
 
   constructor(url: string, apiKey: string) {
     this.url = url;
-    this.#apiKey = apiKey;
+    this.apiKey = apiKey;
   }
 
   async send(path: string, call: ApiCall = {}): Promise<ApiResponse> {
     try {
       return await request(`${this.url}${path}`, {
         method: call.method ?? 'GET',
-        headers: { 'x-api-key': this.#apiKey, ...call.headers },
+        headers: { 'x-api-key': this.apiKey, ...call.headers },
         body: call.body ?? null,
         dispatcher: this.#agent,
         headersTimeout: call.headersTimeoutMs ?? defaultHeadersTimeoutMs,

@@ -4,24 +4,40 @@
 import { spawn } from 'node:child_process';
 import { access, constants } from 'node:fs/promises';
 import { buildPrograms, type HostProgram } from '../../images/packages.ts';
+import { findCloudHypervisor } from '../../pool/hypervisor/choose.ts';
+import type { Config } from '../../shared/config.ts';
 import { ThawError } from '../../shared/errors.ts';
 
-export const hostPrograms: readonly HostProgram[] = [
+const hostPrograms: readonly HostProgram[] = [
   { program: 'qemu-system-x86_64', debianPackage: 'qemu-system-x86', why: 'runs the microVMs' },
   { program: 'qemu-img', debianPackage: 'qemu-utils', why: 'formats their disks' },
   { program: 'redis-server', debianPackage: 'redis-server', why: 'keeps what is deployed' },
-  { program: 'ip', debianPackage: 'iproute2', why: 'makes the networks of sandboxes' },
-  { program: 'nft', debianPackage: 'nftables', why: 'filters what they may reach' },
-  { program: 'sysctl', debianPackage: 'procps', why: 'lets pass what the filter allows' },
   ...buildPrograms,
 ];
+
+/** For the networks of VMs. Those of QEMU have their own inside the VMM; a way out of it takes these, and root. */
+const networkPrograms: readonly HostProgram[] = [
+  { program: 'ip', debianPackage: 'iproute2', why: 'makes the networks of VMs' },
+  { program: 'nft', debianPackage: 'nftables', why: 'closes them' },
+  { program: 'sysctl', debianPackage: 'procps', why: 'lets them forward what is allowed' },
+];
+
+/** What this configuration needs on this machine. */
+export async function neededPrograms(
+  config: Pick<Config, 'hypervisor' | 'cloudHypervisor' | 'egress'>,
+): Promise<readonly HostProgram[]> {
+  const mayUseIt = config.hypervisor === 'auto' || config.hypervisor === 'cloud-hypervisor';
+  const usesIt = mayUseIt && (await findCloudHypervisor(config.cloudHypervisor)) !== undefined;
+  const opensQemu = config.hypervisor !== 'process' && config.egress === 'auto' && process.getuid?.() === 0;
+  return usesIt || opensQemu ? [...hostPrograms, ...networkPrograms] : hostPrograms;
+}
 
 /** Programs may be where only root looks for them. */
 const searchPath = () => [...new Set([...(process.env.PATH ?? '').split(':'), '/usr/sbin', '/sbin'])];
 
-export async function missingPrograms(): Promise<HostProgram[]> {
+export async function missingPrograms(wanted: readonly HostProgram[]): Promise<HostProgram[]> {
   const missing: HostProgram[] = [];
-  for (const needed of hostPrograms) if (!(await isInstalled(needed.program))) missing.push(needed);
+  for (const needed of wanted) if (!(await isInstalled(needed.program))) missing.push(needed);
   return missing;
 }
 

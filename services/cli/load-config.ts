@@ -2,7 +2,8 @@
 // Refuses to own what the keys mean (shared/config.ts). Invariant: the data directory that comes out is absolute.
 import { readFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
+import { Type } from 'typebox';
 import { type ConfigKey, configKeys, type ResolvedConfig, resolveConfig } from '../../shared/config.ts';
 import { ThawError } from '../../shared/errors.ts';
 
@@ -12,9 +13,13 @@ export const projectDir = resolve(import.meta.dirname, '../..');
 /** Adds a flag for each of these keys that has one; for all keys when none are named. */
 export function addConfigOptions(command: Command, keys?: readonly ConfigKey[]): Command {
   command.option('--config <FILE>', 'configuration file, instead of thaw.config.json in the data directory');
-  for (const { key, flag, description } of configKeys)
-    if (flag !== undefined && (keys === undefined || keys.includes(key)))
-      command.option(`${flag} <VALUE>`, description.replaceAll('`', ''));
+  for (const { key, flag, description, schema } of configKeys)
+    if (flag !== undefined && (keys === undefined || keys.includes(key))) {
+      const words = description.replaceAll('`', '');
+      if (!Type.IsBoolean(schema)) command.option(`${flag} <VALUE>`, words);
+      // Said alone it means yes.
+      else command.addOption(new Option(`${flag} [VALUE]`, words).preset('true'));
+    }
   return command;
 }
 

@@ -82,6 +82,7 @@ export async function joinStore(options: JoinOptions): Promise<NodeStore | undef
     }),
   });
   factory.library.connect(stored, paged);
+  await paged?.start();
   stored.start();
   undo.disarm();
   return { stored, paged, notes, close: () => leave(stored, paged, config.drainTimeoutMs) };

@@ -4,15 +4,11 @@
 import { mkdir, readFile, stat, statfs, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer } from 'node:net';
 import { availableParallelism, totalmem } from 'node:os';
-import { join } from 'node:path';
 import type { FastifyInstance } from 'fastify';
-import { defaultCacheDir, ensureImage } from '../../images/image.ts';
 import { Capacity } from '../../pool/capacity.ts';
 import { type Paths, pathsOf } from '../../pool/host/paths.ts';
 import { type Reclaimed, reclaim } from '../../pool/host/reclaim.ts';
-import { chooseHypervisor } from '../../pool/hypervisor/choose.ts';
-import type { GuestImage, Hypervisor } from '../../pool/hypervisor/hypervisor.ts';
-import { createProcessHypervisor, hostAsImage } from '../../pool/hypervisor/process/process-hypervisor.ts';
+import type { GuestImage } from '../../pool/hypervisor/hypervisor.ts';
 import { Pool } from '../../pool/pool.ts';
 import { SnapshotLibrary } from '../../pool/snapshot/library.ts';
 import { LocalSnapshotBuilder } from '../../pool/snapshot-builder.ts';
@@ -22,7 +18,7 @@ import type { Config, ResolvedConfig } from '../../shared/config.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { apiKeyPattern, newApiKey } from '../../shared/ids.ts';
 import { createLog, type Log } from '../../shared/log.ts';
-import { metrics, startDefaultMetrics } from '../../shared/metrics.ts';
+import { startDefaultMetrics } from '../../shared/metrics.ts';
 import { buildAdminApp } from '../gateway/admin-app.ts';
 import { buildGateway } from '../gateway/app.ts';
 import { bundlePathOf } from '../gateway/bundle.ts';
@@ -31,11 +27,11 @@ import type { StateStore } from '../gateway/state/state-store.ts';
 import { readTlsPair, TlsDoor } from '../gateway/tls-door.ts';
 import { LocalNode } from '../node/local-node.ts';
 import { urlHost } from './api-client.ts';
+import { type ChosenMachine, chooseMachine } from './choose-machine.ts';
 import { lockDataDir } from './data-dir-lock.ts';
 import { endOldPager, joinStore, type NodeStore } from './node-store.ts';
 import { startPrivateRedis } from './private-redis.ts';
 import { type Progress, withStep } from './progress.ts';
-import { openUserNetworks } from './user-networks.ts';
 import { thawVersion } from './version.ts';
 
 export interface Platform {
@@ -50,7 +46,6 @@ export interface Platform {
 }
 
 const maxWaiters = 1_024;
-const agentProgram = join(import.meta.dirname, '../guest-agent/main.ts');
 
 /** @throws ThawError with what to do about it; then nothing of it runs. */
 export async function startPlatform(resolved: ResolvedConfig, progress: Progress): Promise<Platform> {
@@ -78,7 +73,7 @@ async function start(config: Config, progress: Progress, undo: Cleanup): Promise
   if (reclaimed.length > 0) progress.note(`! cleaned up after an earlier run: ${summaryOf(reclaimed)}`);
   const apiKey = await apiKeyOf(config, paths);
   const machine = await chooseMachine(config, paths, log, progress);
-  undo.defer('networks', () => machine.close());
+  undo.defer('hypervisor', () => machine.close());
   const state = await openState(config, paths, log, progress, undo);
   await state.keys.add(apiKey);
   const { node, nodeStore } = await createNode(config, paths, log, machine, undo);
@@ -106,56 +101,6 @@ async function start(config: Config, progress: Progress, undo: Cleanup): Promise
       const failures = await undo.run();
       return failures.map(({ label, error }) => `${label}: ${(error as Error).message}`);
     },
-  };
-}
-
-/** What VMs run on, and what is slower about it than it could be. */
-interface ChosenMachine {
-  hypervisor: Hypervisor;
-  image: GuestImage;
-  about: string;
-  notes: string[];
-  /** After its VMs are gone. */
-  close(): Promise<void>;
-}
-
-async function chooseMachine(
-  config: Config,
-  paths: Paths,
-  log: Log,
-  progress: Progress,
-): Promise<ChosenMachine> {
-  if (config.hypervisor === 'process') return { ...hostProcesses(), close: async () => {} };
-  if (config.hypervisor === 'cloud-hypervisor')
-    throw new ThawError('not-implemented', 'THAW_HYPERVISOR=cloud-hypervisor is not in this version of Thaw');
-  const image = await withStep(progress, 'guest image', (step) =>
-    ensureImage({
-      cacheDir: config.cacheDir ?? defaultCacheDir(),
-      onProgress: (text) => step.update(text),
-    }),
-  );
-  const networks = await openUserNetworks(config, paths, log);
-  const { slots } = networks;
-  const { hypervisor, choice } = await withStep(
-    progress,
-    'hypervisor',
-    (step) => chooseHypervisor({ image, paths, log, slots, onProgress: (text) => step.update(text) }),
-    (chosen) => `QEMU, ${chosen.choice.reason}`,
-  );
-  const emulated = choice.accelerator === 'tcg';
-  if (emulated) metrics.fallbacks.inc({ kind: 'software-emulation' });
-  const about = `qemu (${emulated ? 'software emulation' : 'KVM'})`;
-  const notes = [...networks.notes, ...(emulated ? [`guests run slower: ${choice.reason}`] : [])];
-  return { hypervisor, image, about, notes, close: async () => slots?.close() };
-}
-
-function hostProcesses(): Omit<ChosenMachine, 'close'> {
-  metrics.fallbacks.inc({ kind: 'no-isolation' });
-  return {
-    hypervisor: createProcessHypervisor({ agentProgram }),
-    image: hostAsImage,
-    about: 'process (no isolation)',
-    notes: ['functions and sandboxes run as host processes without isolation: for tests only'],
   };
 }
 

@@ -12,6 +12,7 @@ import { addNotOffered } from './commands/not-offered.ts';
 import { addSandbox } from './commands/sandbox.ts';
 import { addSetup } from './commands/setup.ts';
 import { addSnapshot } from './commands/snapshot.ts';
+import { addTemplate } from './commands/template.ts';
 import { addUp } from './commands/up.ts';
 import { exitCodes, report } from './failure.ts';
 import { createOutput } from './output.ts';
@@ -28,6 +29,7 @@ const commands = [
   addLogs,
   addSandbox,
   addSnapshot,
+  addTemplate,
   addConfig,
   addBench,
   addNotOffered,

@@ -45,12 +45,12 @@ export function createSession(streams: CliStreams): Session {
 const clientKeys: readonly ConfigKey[] = ['dataDir', 'host', 'port'];
 
 /** The options of a command that talks to a running Thaw. */
-export function withClientOptions(command: Command): Command {
+export function withClientOptions(command: Command, keys = clientKeys): Command {
   command.option(
     '--url <URL>',
     'where Thaw answers, instead of what the data directory or configuration say',
   );
-  return addConfigOptions(withJson(command), clientKeys);
+  return addConfigOptions(withJson(command), keys);
 }
 
 export const withJson = (command: Command): Command =>

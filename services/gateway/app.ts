@@ -11,13 +11,17 @@ import { createFrontDoor } from './front-door.ts';
 import { type GatewayOptionsConfig, resolveGatewayConfig } from './gateway-config.ts';
 import type { GatewayContext } from './gateway-context.ts';
 import type { NodeClient } from './node-client.ts';
+import { withOpenapi } from './openapi.ts';
 import { refuseMalformed } from './raw-problem.ts';
 import { requestIdOf } from './request-identity.ts';
 import { functionRoutes, sendProblem } from './routes/functions.ts';
 import { sandboxRoutes } from './routes/sandboxes.ts';
 import { snapshotRoutes } from './routes/snapshots.ts';
+import { templateUploadRoute } from './routes/templates.ts';
 import { Sandboxes } from './sandboxes.ts';
 import type { StateStore } from './state/state-store.ts';
+import { TemplateBuilds } from './template-builds.ts';
+import { Templates } from './templates.ts';
 
 export interface GatewayOptions {
   node: NodeClient;
@@ -72,21 +76,30 @@ export function buildGateway(options: GatewayOptions): FastifyInstance {
     const failure = e2bFailureOf(error, request.id);
     return reply.code(failure.status).headers(failure.headers).send(failure.body);
   });
-  app.get('/health', async () => ({ status: 'ok', version: context.version }));
-  app.register(functionRoutes(context));
+  app.register(withOpenapi((own) => ownRoutes(own, context)));
   app.register(sandboxRoutes(context));
-  app.register(snapshotRoutes(context));
+  app.register(templateUploadRoute(context));
   app.decorate('gateway', controlOf(context));
   closeInTime(app, context);
   return app;
+}
+
+/** Thaw's own routes: what its OpenAPI document describes. */
+export function ownRoutes(app: FastifyInstance, context: GatewayContext): void {
+  app.get('/health', async () => ({ status: 'ok', version: context.version }));
+  app.register(functionRoutes(context));
+  app.register(snapshotRoutes(context));
 }
 
 function contextOf({ node, state, log, config, version }: GatewayOptions): GatewayContext {
   const resolved = resolveGatewayConfig(config);
   const deployments = new Deployments({ node, state, log, config: resolved });
   const traffic = { inFlight: 0, draining: false, resuming: true, notes: [] };
-  const sandboxes = new Sandboxes({ node, state, log });
-  return { node, state, log, config: resolved, version, deployments, sandboxes, traffic };
+  const templates = new Templates({ node, state, log });
+  const templateBuilds = new TemplateBuilds({ templates, node, state, log, config: resolved });
+  const sandboxes = new Sandboxes({ node, state, log, templates });
+  const parts = { deployments, templates, templateBuilds, sandboxes };
+  return { node, state, log, config: resolved, version, ...parts, traffic };
 }
 
 function controlOf(context: GatewayContext): GatewayControl {
@@ -95,6 +108,8 @@ function controlOf(context: GatewayContext): GatewayControl {
     async resume(onProgress = () => {}) {
       try {
         await context.sandboxes.removeStale();
+        await context.templateBuilds.resume();
+        await context.templates.resume();
         traffic.notes = await context.deployments.resume(onProgress);
         traffic.resuming = false;
       } catch (error) {
@@ -133,5 +148,6 @@ function closeInTime(app: FastifyInstance, context: GatewayContext): void {
       clearTimeout(cut);
       clearInterval(sweep);
     });
+    await context.templateBuilds.close();
   });
 }

@@ -1,4 +1,4 @@
-// Owns turning an upload into a checked bundle: a plain tar on disk, named by its SHA-256, and its manifest.
+// Owns turning an upload into a checked archive: a plain tar on disk; a bundle is one named by its SHA-256, with a manifest.
 // Refuses to own what happens to it. Invariant: the stored tar is written anew from admitted entries, so nothing the
 // checks did not see can be in it; memory use does not depend on the upload's size.
 import { createHash, randomUUID } from 'node:crypto';
@@ -23,7 +23,7 @@ export interface Bundle {
 
 type Entry = Extract extends AsyncIterable<infer E> ? E : never;
 
-type BundleLimits = Pick<
+export type BundleLimits = Pick<
   GatewayConfig,
   'bundleDir' | 'maxBundleBytes' | 'maxBundleUnpackedBytes' | 'maxBundleEntries'
 >;
@@ -45,7 +45,7 @@ export async function receiveBundle(upload: Readable, name: string, limits: Bund
   const incoming = join(limits.bundleDir, `${incomingPrefix}${randomUUID()}.tar`);
   try {
     const layout = new BundleLayout(limits.maxBundleEntries);
-    const { manifestText, ...written } = await rewrite(upload, incoming, layout, limits);
+    const { manifestText, ...written } = await rewrite(upload, incoming, layout, limits, 'bundle');
     const manifest = manifestOf(name, manifestText, layout);
     await flushToDisk(incoming);
     const path = bundlePathOf(limits.bundleDir, written.sha256);
@@ -57,8 +57,34 @@ export async function receiveBundle(upload: Readable, name: string, limits: Bund
   }
 }
 
+/**
+ * Files as they are, with their modes and times, as a plain tar at `path`.
+ * @throws ThawError `bad-bundle` | `body-too-large` | `no-space`.
+ */
+export async function receiveArchive(upload: Readable, path: string, limits: BundleLimits): Promise<void> {
+  await mkdir(limits.bundleDir, { recursive: true });
+  const incoming = join(limits.bundleDir, `${incomingPrefix}${randomUUID()}.tar`);
+  try {
+    await rewrite(upload, incoming, new BundleLayout(limits.maxBundleEntries), limits, 'files');
+    await flushToDisk(incoming);
+    await rename(incoming, path);
+  } catch (error) {
+    await rm(incoming, { force: true });
+    throw asBundleError(error);
+  }
+}
+
+/** A bundle's files are made equal for equal content; other files keep what they have. */
+type Style = 'bundle' | 'files';
+
 /** Copies every admitted entry into a new tar. Three flows run at once and end together: in, through, out. */
-async function rewrite(upload: Readable, path: string, layout: BundleLayout, limits: BundleLimits) {
+async function rewrite(
+  upload: Readable,
+  path: string,
+  layout: BundleLayout,
+  limits: BundleLimits,
+  style: Style,
+) {
   // Opened before anything can fail: a stream that opens it by itself may do so after a failure has been cleaned up.
   const file = await open(path, 'wx', 0o600);
   const incoming = extract();
@@ -83,7 +109,7 @@ async function rewrite(upload: Readable, path: string, layout: BundleLayout, lim
     },
     file.createWriteStream(),
   );
-  const copying = copyEntries(incoming, outgoing, layout);
+  const copying = copyEntries(incoming, outgoing, layout, style);
   for (const flow of [reading, writing, copying])
     flow.catch((error) => {
       incoming.destroy(error);
@@ -120,28 +146,34 @@ async function copyEntries(
   incoming: Extract,
   outgoing: Pack,
   layout: BundleLayout,
+  style: Style,
 ): Promise<string | undefined> {
   let manifestText: string | undefined;
+  let entries = 0;
   for await (const entry of incoming) {
+    entries++;
     const admitted = layout.admit(entry.header);
     if (admitted === undefined) entry.resume();
-    else if (admitted.path === manifestName) manifestText = await copyManifest(entry, admitted, outgoing);
-    else await copyEntry(entry, admitted, outgoing);
+    else if (style === 'bundle' && admitted.path === manifestName)
+      manifestText = await copyManifest(entry, admitted, outgoing);
+    else await copyEntry(entry, admitted, outgoing, style);
   }
   layout.close();
-  if (layout.fileCount === 0) throw new ThawError('bad-bundle', 'the archive holds no files');
+  // A directory without anything in it can be copied, but is no bundle.
+  if ((style === 'bundle' ? layout.fileCount : entries) === 0)
+    throw new ThawError('bad-bundle', 'the archive holds no files');
   outgoing.finalize();
   return manifestText;
 }
 
-async function copyEntry(entry: Entry, admitted: AdmittedEntry, outgoing: Pack): Promise<void> {
+async function copyEntry(entry: Entry, admitted: AdmittedEntry, outgoing: Pack, style: Style): Promise<void> {
   if (admitted.kind === 'file') {
-    const sink = outgoing.entry(headerOf(entry, admitted, entry.header.size));
+    const sink = outgoing.entry(headerOf(entry, admitted, entry.header.size, style));
     await pipeline(entry as unknown as NodeJS.ReadableStream, sink as unknown as NodeJS.WritableStream);
     return;
   }
   entry.resume();
-  outgoing.entry(headerOf(entry, admitted, 0));
+  outgoing.entry(headerOf(entry, admitted, 0, style));
 }
 
 async function copyManifest(entry: Entry, admitted: AdmittedEntry, outgoing: Pack): Promise<string> {
@@ -151,7 +183,7 @@ async function copyManifest(entry: Entry, admitted: AdmittedEntry, outgoing: Pac
   const chunks: Buffer[] = [];
   for await (const chunk of entry as AsyncIterable<Buffer>) chunks.push(chunk);
   const content = Buffer.concat(chunks);
-  outgoing.entry(headerOf(entry, admitted, content.length), content);
+  outgoing.entry(headerOf(entry, admitted, content.length, 'bundle'), content);
   return content.toString('utf8');
 }
 
@@ -159,6 +191,7 @@ function headerOf(
   entry: Entry,
   admitted: AdmittedEntry,
   sizeBytes: number,
+  style: Style,
 ): Partial<Header> & { name: string } {
   const executable = admitted.kind === 'directory' || (entry.header.mode & 0o100) !== 0;
   return {
@@ -166,8 +199,9 @@ function headerOf(
     type: admitted.kind,
     ...(admitted.linkname === undefined ? {} : { linkname: admitted.linkname }),
     size: sizeBytes,
-    mode: executable ? 0o755 : 0o644,
-    mtime: fixedMtime,
+    ...(style === 'files'
+      ? { mode: entry.header.mode & 0o777, mtime: entry.header.mtime ?? fixedMtime }
+      : { mode: executable ? 0o755 : 0o644, mtime: fixedMtime }),
     uid: 0,
     gid: 0,
   };

@@ -10,9 +10,9 @@ import type { Log } from '../../shared/log.ts';
 import { asThawError } from '../../shared/problem.ts';
 import { type Bundle, bundlePathOf, incomingPrefix } from './bundle.ts';
 import type { GatewayConfig } from './gateway-config.ts';
-import type { FunctionVersion, NodeClient } from './node-client.ts';
+import type { EndpointRequest, FunctionVersion, NodeClient } from './node-client.ts';
 import { servableOf } from './state/function-store.ts';
-import type { FunctionView, StateStore, VersionRecord } from './state/state-store.ts';
+import type { FunctionView, NewVersion, StateStore, VersionRecord } from './state/state-store.ts';
 import { advance } from './version-state.ts';
 
 /** A build whose gateway died holds its function for no longer than this. */
@@ -27,6 +27,9 @@ export interface Deployment {
   /** Settles with the finished record, ready or failed; never rejects. */
   finished: Promise<VersionRecord>;
 }
+
+/** What a version is made of: files, or a sandbox's snapshot. */
+export type VersionSource = Bundle | Pick<EndpointRequest, 'manifest' | 'fromSnapshot'>;
 
 export interface DeploymentsOptions {
   node: NodeClient;
@@ -60,41 +63,36 @@ export class Deployments {
   }
 
   /** @throws ThawError `conflict` while another version of this function is being built. */
-  async begin(name: string, bundle: Bundle): Promise<Deployment> {
+  async begin(name: string, source: VersionSource): Promise<Deployment> {
     this.requireRoom();
     this.#building++;
-    this.#pin(bundle.sha256);
+    const wanted = wantedOf(name, source);
+    this.#pin(wanted.bundleSha256);
     const token = randomUUID();
     try {
-      const wanted = {
-        name,
-        manifest: bundle.manifest,
-        bundleSha256: bundle.sha256,
-        bundleSizeBytes: bundle.sizeBytes,
-      };
       const record = await this.#state.functions.beginVersion(wanted, token, leaseMs);
-      return { record, finished: this.#finish(record, bundle, token) };
+      return { record, finished: this.#finish(record, source, token) };
     } catch (error) {
-      this.#ended(bundle.sha256);
-      await this.#collectBundle(bundle.sha256);
+      this.#ended(wanted.bundleSha256);
+      await this.#collectBundle(wanted.bundleSha256);
       throw error;
     }
   }
 
-  async #finish(record: VersionRecord, bundle: Bundle, token: string): Promise<VersionRecord> {
-    const finished = await this.#run(record, bundle, token);
-    this.#ended(bundle.sha256);
-    await this.#collectBundle(bundle.sha256);
+  async #finish(record: VersionRecord, source: VersionSource, token: string): Promise<VersionRecord> {
+    const finished = await this.#run(record, source, token);
+    this.#ended(record.bundleSha256);
+    await this.#collectBundle(record.bundleSha256);
     return finished;
   }
 
-  async #run(record: VersionRecord, bundle: Bundle, token: string): Promise<VersionRecord> {
+  async #run(record: VersionRecord, source: VersionSource, token: string): Promise<VersionRecord> {
     const output = new OutputTail();
     const controller = new AbortController();
     const lease = this.#keepLease(record.name, token, controller);
     try {
       await this.#failAbandoned(record);
-      const ready = await this.#build(record, bundle, token, output, controller.signal);
+      const ready = await this.#build(record, source, token, output, controller.signal);
       this.#log.info({ function: record.name, version: record.version }, 'version is ready');
       await this.#settle(record.name);
       return ready;
@@ -108,15 +106,16 @@ export class Deployments {
 
   async #build(
     record: VersionRecord,
-    bundle: Bundle,
+    source: VersionSource,
     token: string,
     output: OutputTail,
     signal: AbortSignal,
   ): Promise<VersionRecord> {
     const { name, version } = record;
-    const { manifest, sha256, path } = bundle;
-    const request = { name, version, manifest, bundlePath: path, bundleSha256: sha256, signal };
-    const building = this.#node.deploy({ ...request, onOutput: (text) => output.append(text) });
+    const building = this.#snapshotOf(source, {
+      ...{ name, version, signal },
+      onOutput: (text) => output.append(text),
+    });
     const { snapshotId } = await withDeadline(
       `building ${name}@${version}`,
       this.#config.buildTimeoutMs,
@@ -133,6 +132,15 @@ export class Deployments {
       throw error;
     }
     return ready;
+  }
+
+  #snapshotOf(
+    source: VersionSource,
+    common: Pick<EndpointRequest, 'name' | 'version' | 'onOutput' | 'signal'>,
+  ): Promise<{ snapshotId: string }> {
+    if ('fromSnapshot' in source) return this.#node.deployFromSnapshot({ ...common, ...source });
+    const { manifest, sha256, path } = source;
+    return this.#node.deploy({ ...common, manifest, bundlePath: path, bundleSha256: sha256 });
   }
 
   async #fail(
@@ -335,19 +343,22 @@ export class Deployments {
     }
   }
 
-  #pin(sha256: string): void {
+  #pin(sha256: string | null): void {
+    if (sha256 === null) return;
     this.#pinned.set(sha256, (this.#pinned.get(sha256) ?? 0) + 1);
   }
 
-  #ended(sha256: string): void {
+  #ended(sha256: string | null): void {
     this.#building--;
+    if (sha256 === null) return;
     const left = (this.#pinned.get(sha256) ?? 1) - 1;
     if (left > 0) this.#pinned.set(sha256, left);
     else this.#pinned.delete(sha256);
   }
 
   /** Deletes a bundle that no servable version and no running deployment needs. */
-  async #collectBundle(sha256: string): Promise<void> {
+  async #collectBundle(sha256: string | null): Promise<void> {
+    if (sha256 === null) return;
     const needs = (record: VersionRecord) => record.bundleSha256 === sha256 && record.state !== 'failed';
     if (this.#pinned.has(sha256)) return;
     if (this.#state.functions.list().some((view) => view.versions.some(needs))) return;
@@ -355,6 +366,15 @@ export class Deployments {
       this.#log.warn({ sha256, reason: error.message }, 'a bundle could not be deleted');
     });
   }
+}
+
+function wantedOf(name: string, source: VersionSource): NewVersion {
+  const { manifest } = source;
+  if ('fromSnapshot' in source) {
+    const { fromSnapshot } = source;
+    return { name, manifest, bundleSha256: null, bundleSizeBytes: null, fromSnapshot };
+  }
+  return { name, manifest, bundleSha256: source.sha256, bundleSizeBytes: source.sizeBytes };
 }
 
 /** The current version and the newest other ready ones, up to the limit. */

@@ -80,6 +80,14 @@ function setForwarded(headers: IncomingHttpHeaders, request: IncomingMessage, tr
   if (!trusted) delete headers.forwarded;
 }
 
+/** The address that the client itself used: behind a trusted proxy, the one that the proxy names. */
+export function clientOrigin(request: IncomingMessage, trusted: boolean): string {
+  const headers = { ...request.headers };
+  setForwarded(headers, request, trusted);
+  const first = (name: string) => String(headers[name]).split(',', 1)[0]!.trim();
+  return `${first('x-forwarded-proto')}://${first('x-forwarded-host')}`;
+}
+
 /** Puts the rewritten headers of an upgrade where both kinds of reader look; the handshake's own fields stay. */
 export function rewriteUpgradeHeaders(request: IncomingMessage, options: ForwardOptions): void {
   const { connection, upgrade } = request.headers;

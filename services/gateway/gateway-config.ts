@@ -12,6 +12,12 @@ export interface GatewayConfig {
   buildTimeoutMs: number;
   /** Builds at once through this gateway; each holds a VM. */
   maxBuilds: number;
+  /** As `buildTimeoutMs`, for a template: packages are installed while it runs. */
+  templateBuildTimeoutMs: number;
+  /** How long a template's start command may take until its check holds. */
+  templateReadyTimeoutMs: number;
+  /** What uploads for templates may take on the disk together; the oldest go first. */
+  maxTemplateFilesBytes: number;
   /** Versions of a function that stay servable, the current one included. */
   keepVersions: number;
   /** Requests in work at once; above, callers get `overloaded`. */
@@ -37,6 +43,9 @@ export const gatewayDefaults: Omit<GatewayConfig, 'bundleDir'> = {
   maxBundleUnpackedBytes: 1024 * 1024 * 1024,
   maxBundleEntries: 50_000,
   buildTimeoutMs: 600_000,
+  templateBuildTimeoutMs: 1_800_000,
+  templateReadyTimeoutMs: 300_000,
+  maxTemplateFilesBytes: 4 * 1024 * 1024 * 1024,
   maxBuilds: 8,
   keepVersions: 2,
   maxInFlight: 4_096,

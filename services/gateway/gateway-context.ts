@@ -9,6 +9,8 @@ import type { GatewayConfig } from './gateway-config.ts';
 import type { NodeClient } from './node-client.ts';
 import type { Sandboxes } from './sandboxes.ts';
 import type { StateStore } from './state/state-store.ts';
+import type { TemplateBuilds } from './template-builds.ts';
+import type { Templates } from './templates.ts';
 
 export interface GatewayContext {
   node: NodeClient;
@@ -18,6 +20,8 @@ export interface GatewayContext {
   version: string;
   deployments: Deployments;
   sandboxes: Sandboxes;
+  templates: Templates;
+  templateBuilds: TemplateBuilds;
   traffic: Traffic;
 }
 

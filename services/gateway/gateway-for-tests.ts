@@ -29,6 +29,8 @@ export interface GatewayForTests {
   call(path: string, init?: RequestInit): Promise<Response>;
   /** Deploys an echo function under this name and waits for it. */
   deployEcho(name: string, manifest?: Partial<FunctionManifest>): Promise<void>;
+  /** Makes a sandbox and saves it. @returns the snapshot's id. */
+  saveSandbox(): Promise<string>;
   /** Another gateway over the same state and node, as after a restart. */
   restart(): Promise<void>;
   close(): Promise<void>;
@@ -37,10 +39,11 @@ export interface GatewayForTests {
 export async function startGateway(
   config: Partial<GatewayConfig> = {},
   log: Log = silentLog,
+  given?: SimulatedNodeClient,
 ): Promise<GatewayForTests> {
   const redis = await startRedis();
   const bundleDir = await mkdtemp(join(tmpdir(), 'thaw-gateway-'));
-  const node = await new SimulatedNodeClient().start();
+  const node = given ?? (await new SimulatedNodeClient().start());
   const apiKey = newApiKey();
   const open = async () => {
     const state = await connectState({ socketPath: redis.socketPath }, log);
@@ -59,6 +62,7 @@ export async function startGateway(
     call: (path, init = {}) =>
       fetch(`${gateway.url}${path}`, { ...init, headers: { 'x-api-key': apiKey, ...init.headers } }),
     deployEcho: (name, manifest = {}) => deployEcho(gateway, name, manifest),
+    saveSandbox: () => saveSandbox(gateway),
     restart: async () => {
       await gateway.app.close();
       await gateway.state.close();
@@ -94,6 +98,16 @@ async function deployEcho(
   };
   await functions.finishVersion(ready, 'test');
   await gateway.node.serve(functions.resolve(name)!);
+}
+
+async function saveSandbox(gateway: GatewayForTests): Promise<string> {
+  const post = async (path: string, body: object) => {
+    const headers = { 'content-type': 'application/json' };
+    const response = await gateway.call(path, { method: 'POST', headers, body: JSON.stringify(body) });
+    return (await response.json()) as Record<string, string>;
+  };
+  const { sandboxID } = await post('/sandboxes', { templateID: 'base' });
+  return (await post(`/sandboxes/${sandboxID}/snapshots`, {})).snapshotID!;
 }
 
 /** A bundle as a client would upload it. */

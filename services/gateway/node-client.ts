@@ -2,7 +2,7 @@
 // Refuses to own placement. Invariant: nothing here names a VM, a socket or a file of the node.
 import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
 import type { Duplex, Readable } from 'node:stream';
-import type { LogEvent } from '../../shared/agent-protocol.ts';
+import type { LogEvent, SandboxInit } from '../../shared/agent-protocol.ts';
 import type { EgressRules } from '../../shared/egress.ts';
 import type { ResolvedManifest } from '../../shared/function-manifest.ts';
 
@@ -15,7 +15,8 @@ export interface FunctionVersion {
   version: number;
   snapshotId: string;
   manifest: ResolvedManifest;
-  bundleSha256: string;
+  /** null: made from a snapshot; it cannot be built again. */
+  bundleSha256: string | null;
   createdAt: string;
 }
 
@@ -29,6 +30,13 @@ export interface DeployRequest {
   onOutput?: (text: string) => void;
   /** Aborts when nobody waits for the result any more: time-out, lost build lease. */
   signal?: AbortSignal;
+}
+
+export interface EndpointRequest extends Pick<DeployRequest, 'name' | 'version' | 'onOutput' | 'signal'> {
+  /** With the port where the server answers; with a command, that starts it. */
+  manifest: ResolvedManifest & { port: number };
+  /** By id or name: what the version's own snapshot is made from. */
+  fromSnapshot: string;
 }
 
 export interface GuestRequest {
@@ -67,10 +75,13 @@ export interface SandboxRequest {
   httpsPorts?: readonly number[];
 }
 
-export interface SandboxFacts {
+export interface SandboxSize {
   cpuCount: number;
   memoryMb: number;
   diskSizeMb: number;
+}
+
+export interface SandboxFacts extends SandboxSize {
   /** Whether the internet at large is open to it: rules may close it, and some nodes have none to give. */
   reachesInternet: boolean;
 }
@@ -104,6 +115,22 @@ export interface SnapshotFacts {
   createdAt: string;
 }
 
+/** What was looked at of one copy of a snapshot, and what of it is not as it should be. */
+export interface VerifiedCopy {
+  /** `local`: the files of this node: there, of the right size and form, readable. `store`: every frame, by its checksum. */
+  copy: 'local' | 'store';
+  units: 'files' | 'frames';
+  checked: number;
+  /** That were read. */
+  bytes: number;
+  damaged: { what: string; reason: string }[];
+}
+
+export interface SnapshotVerification {
+  snapshotId: string;
+  copies: VerifiedCopy[];
+}
+
 export interface CaptureSandboxRequest {
   names: string[];
   /** False: the sandbox stays paused and its VM ends (its record is the caller's). */
@@ -111,10 +138,18 @@ export interface CaptureSandboxRequest {
 }
 
 export interface NodeClient {
-  /** Makes a version known and keeps its warm target; idempotent. Rebuilds its snapshot from the bundle when it is missing or incompatible. */
+  /**
+   * Makes a version known and keeps its warm target; idempotent. Rebuilds its snapshot from the bundle when it is missing
+   * or incompatible. @throws ThawError `template-not-found` | `incompatible` when there is no bundle.
+   */
   serve(version: FunctionVersion): Promise<{ snapshotId: string }>;
   /** Builds the snapshot of a new version; does not serve it yet. @throws ThawError `build-failed` | `start-failed`. */
   deploy(request: DeployRequest): Promise<{ snapshotId: string }>;
+  /**
+   * Makes the snapshot of a new version from another snapshot in which its server runs or can be started; the other one
+   * may be removed afterwards. @throws ThawError `template-not-found` | `start-failed` naming the port.
+   */
+  deployFromSnapshot(request: EndpointRequest): Promise<{ snapshotId: string }>;
   /** Stops serving a version and deletes its snapshot. */
   retire(version: FunctionVersion): Promise<void>;
   invoke(version: FunctionVersion, request: GuestRequest): Promise<GuestResponse>;
@@ -130,10 +165,14 @@ export interface NodeClient {
   logs(name: string, signal: AbortSignal): AsyncIterable<LogEvent>;
   /** Resolves a template name or snapshot id. @throws ThawError `template-not-found`. */
   resolveTemplate(templateId: string): Promise<{ snapshotId: string; alias: string | null }>;
+  /** The `base` template in another size; it is made when there is none yet, which takes as long as a boot. */
+  baseOfSize(shape: { memoryMb?: number; cpuCount?: number }): Promise<{ snapshotId: string }>;
   /** @throws ThawError `not-implemented` for egress rules that this node cannot keep. */
   createSandbox(request: SandboxRequest): Promise<SandboxFacts>;
   /** Replaces the rules of a running one; connections that they close end. @throws ThawError `sandbox-not-found` | `not-implemented`. */
   setSandboxEgress(sandboxId: string, rules: EgressRules): Promise<Pick<SandboxFacts, 'reachesInternet'>>;
+  /** What programs and calls start with from now on: in this sandbox, and in clones of it that are not told otherwise. @throws ThawError `sandbox-not-found`. */
+  setUpSandbox(sandboxId: string, init: SandboxInit): Promise<void>;
   /** @returns false when no such sandbox runs here. */
   killSandbox(sandboxId: string): Promise<boolean>;
   setSandboxEnd(sandboxId: string, endAtMs: number): void;
@@ -149,6 +188,8 @@ export interface NodeClient {
   listSnapshots(): Promise<SnapshotFacts[]>;
   /** By id or name. @throws ThawError `template-not-found`. */
   inspectSnapshot(idOrName: string): Promise<SnapshotFacts>;
+  /** By id or name: reads all of it and changes nothing. @throws ThawError `template-not-found`. */
+  verifySnapshot(idOrName: string): Promise<SnapshotVerification>;
   /** By id or name. Clones and children keep what they need. @throws ThawError `template-not-found` | `conflict` for what a function or template needs. */
   removeSnapshot(idOrName: string): Promise<void>;
   /** Streams a request to a port of the sandbox. @throws ThawError `sandbox-not-found` | `guest-unreachable`. */

@@ -9,7 +9,11 @@ describe('reference pages', () => {
   for (const [name, render] of Object.entries(referencePages))
     it(`docs/${name} is up to date`, async () => {
       const written = await readFile(pageUrl(name), 'utf8');
-      assert.equal(written, render(), 'run: node_modules/.bin/node services/gateway/reference-pages.ts');
+      assert.equal(
+        written,
+        await render(),
+        'run: node_modules/.bin/node services/gateway/reference-pages.ts',
+      );
     });
 
   it('list every error code and every registered series', async () => {

@@ -1,12 +1,16 @@
-// Owns two pages of the documentation that are lists of what the code declares: docs/errors.md and docs/metrics.md.
+// Owns the pages of the documentation that list what the code declares: docs/errors.md, docs/metrics.md, docs/openapi.json.
 // Run as a program it writes them; a test holds the files to what it would write.
 import { writeFile } from 'node:fs/promises';
 import { type ErrorKind, errorKinds } from '../../shared/errors.ts';
 import { metrics } from '../../shared/metrics.ts';
+import { ownRoutes } from './app.ts';
+import type { GatewayContext } from './gateway-context.ts';
+import { documentOf } from './openapi.ts';
 
 export const referencePages = {
   'errors.md': renderErrorsPage,
   'metrics.md': renderMetricsPage,
+  'openapi.json': renderOpenapi,
 } as const;
 
 export const pageUrl = (name: string): URL => new URL(`../../docs/${name}`, import.meta.url);
@@ -30,6 +34,12 @@ the runner when the function's code failed without answering: that too is the fu
     ['Code', 'Status', 'Retry', 'What it means and what to do'],
     rows,
   );
+}
+
+/** Routes take what they work with from their context only when they are called, but for its parts themselves. */
+async function renderOpenapi(): Promise<string> {
+  const nothing = { state: {}, templates: {} } as unknown as GatewayContext;
+  return `${JSON.stringify(await documentOf((app) => ownRoutes(app, nothing)), null, 2)}\n`;
 }
 
 interface DeclaredMetric {
@@ -79,4 +89,4 @@ function page(title: string, text: string, head: string[], rows: (string | numbe
 }
 
 if (import.meta.main)
-  for (const [name, render] of Object.entries(referencePages)) await writeFile(pageUrl(name), render());
+  for (const [name, render] of Object.entries(referencePages)) await writeFile(pageUrl(name), await render());

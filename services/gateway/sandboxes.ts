@@ -10,6 +10,7 @@ import type { SandboxNetwork } from './network-config.ts';
 import type { NodeClient, SandboxRequest, SnapshotFacts } from './node-client.ts';
 import { SandboxLogs } from './sandbox-logs.ts';
 import type { SandboxRecord, StateStore } from './state/state-store.ts';
+import type { TemplateSource, Templates } from './templates.ts';
 
 export interface NewSandbox {
   templateId: string;
@@ -27,6 +28,7 @@ export interface NewSandbox {
 const healthTimeoutMs = 5_000;
 
 export class Sandboxes {
+  readonly #templates: Templates;
   readonly #node: NodeClient;
   readonly #state: StateStore;
   readonly #log: Log;
@@ -36,7 +38,8 @@ export class Sandboxes {
   /** What the state held before this gateway made any. */
   readonly #stale: string[];
 
-  constructor(options: { node: NodeClient; state: StateStore; log: Log }) {
+  constructor(options: { node: NodeClient; state: StateStore; log: Log; templates: Templates }) {
+    this.#templates = options.templates;
     this.#node = options.node;
     this.#state = options.state;
     this.#log = options.log;
@@ -51,8 +54,21 @@ export class Sandboxes {
 
   /** @throws ThawError `template-not-found` | `no-capacity` | … */
   async create(wanted: NewSandbox): Promise<SandboxRecord> {
-    const { snapshotId, alias } = await this.#node.resolveTemplate(wanted.templateId);
-    const starting = startingRecord(wanted, snapshotId, alias);
+    for (;;) {
+      const source = await this.#templates.resolve(wanted.templateId);
+      try {
+        return await this.#createFrom(source, wanted);
+      } catch (error) {
+        // A rebuild may have moved the name meanwhile, and what it stood for is gone.
+        const now = await this.#templates.resolve(wanted.templateId).catch(() => source);
+        if (now.snapshotId === source.snapshotId) throw error;
+      }
+    }
+  }
+
+  async #createFrom(source: TemplateSource, wanted: NewSandbox): Promise<SandboxRecord> {
+    const { templateId, snapshotId, alias } = source;
+    const starting = startingRecord({ ...wanted, templateId }, snapshotId, alias);
     await this.#state.sandboxes.create(starting);
     try {
       return await this.#start(starting, wanted);

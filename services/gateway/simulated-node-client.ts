@@ -9,7 +9,7 @@ import type { Duplex } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Agent, errors } from 'undici';
-import type { LogEvent } from '../../shared/agent-protocol.ts';
+import type { LogEvent, SandboxInit } from '../../shared/agent-protocol.ts';
 import {
   type EgressAbility,
   type EgressRules,
@@ -22,6 +22,7 @@ import { newSnapshotId, snapshotIdOf } from '../../shared/ids.ts';
 import type {
   CaptureSandboxRequest,
   DeployRequest,
+  EndpointRequest,
   FunctionVersion,
   GuestRequest,
   GuestResponse,
@@ -29,6 +30,7 @@ import type {
   SandboxFacts,
   SandboxRequest,
   SnapshotFacts,
+  SnapshotVerification,
 } from './node-client.ts';
 
 interface SimulatedSandbox extends SandboxRequest {
@@ -46,6 +48,29 @@ export interface Echo {
 }
 
 const keyOf = ({ name, version }: Pick<FunctionVersion, 'name' | 'version'>) => `${name}@${version}`;
+
+const baseSnapshotId = snapshotIdOf('b'.repeat(24));
+
+const templateFacts = (snapshotId: string): SnapshotFacts => ({
+  snapshotId,
+  names: [],
+  kind: 'template',
+  sandboxId: null,
+  parent: null,
+  children: [],
+  clones: 0,
+  memoryMb: 512,
+  vcpus: 2,
+  sizeBytes: 512 * 1024 * 1024,
+  uniqueBytes: 4096,
+  here: true,
+  stored: 'no',
+  storedBytes: null,
+  dirtyPages: 1,
+  pauseMs: { pause: 1, total: 1 },
+  compatibility: {},
+  createdAt: new Date().toISOString(),
+});
 
 export class SimulatedNodeClient implements NodeClient {
   readonly served = new Map<string, FunctionVersion>();
@@ -105,6 +130,18 @@ export class SimulatedNodeClient implements NodeClient {
     return { snapshotId: snapshotIdOf(hash.digest('hex')) };
   }
 
+  /** As in a real one, nothing of the snapshot is needed any more when it returns. */
+  async deployFromSnapshot(request: EndpointRequest): Promise<{ snapshotId: string }> {
+    const { manifest, fromSnapshot } = request;
+    const { port, command } = manifest;
+    await this.buildGate;
+    this.#failWhenAsked('deploy');
+    await this.inspectSnapshot(fromSnapshot);
+    if (command === undefined && !this.openPorts.has(port))
+      throw new ThawError('start-failed', `nothing serves HTTP on port ${port}`);
+    return { snapshotId: newSnapshotId() };
+  }
+
   async retire(version: FunctionVersion): Promise<void> {
     this.served.delete(keyOf(version));
     this.retired.push(keyOf(version));
@@ -147,11 +184,23 @@ export class SimulatedNodeClient implements NodeClient {
   }
 
   async resolveTemplate(templateId: string): Promise<{ snapshotId: string; alias: string | null }> {
-    const saved = this.snapshots.find(({ snapshotId }) => snapshotId === templateId);
+    const saved = this.snapshots.find(
+      ({ snapshotId, names }) => snapshotId === templateId || names.includes(templateId),
+    );
     if (saved) return { snapshotId: saved.snapshotId, alias: saved.names[0] ?? null };
     if (templateId !== 'base')
       throw new ThawError('template-not-found', `no template ${JSON.stringify(templateId)}`);
-    return { snapshotId: snapshotIdOf('0'.repeat(24)), alias: 'base' };
+    return { snapshotId: baseSnapshotId, alias: 'base' };
+  }
+
+  async baseOfSize({ memoryMb = 512, cpuCount = 2 }): Promise<{ snapshotId: string }> {
+    return { snapshotId: snapshotIdOf(`${memoryMb}${cpuCount}`.padEnd(24, '0')) };
+  }
+
+  async setUpSandbox(sandboxId: string, init: SandboxInit): Promise<void> {
+    const sandbox = this.sandboxes.get(sandboxId);
+    if (sandbox === undefined) throw new ThawError('sandbox-not-found', 'no such sandbox');
+    Object.assign(sandbox, init);
   }
 
   async createSandbox(request: SandboxRequest): Promise<SandboxFacts> {
@@ -215,26 +264,8 @@ export class SimulatedNodeClient implements NodeClient {
     const { names, keepRunning } = request;
     if (names.some((name) => this.snapshots.some((known) => known.names.includes(name))))
       throw new ThawError('conflict', 'a snapshot of this name exists');
-    const facts: SnapshotFacts = {
-      snapshotId: newSnapshotId(),
-      names,
-      kind: 'sandbox',
-      sandboxId,
-      parent: sandbox.snapshotId,
-      children: [],
-      clones: 0,
-      memoryMb: 512,
-      vcpus: 2,
-      sizeBytes: 512 * 1024 * 1024,
-      uniqueBytes: 4096,
-      here: true,
-      stored: 'no',
-      storedBytes: null,
-      dirtyPages: 1,
-      pauseMs: { pause: 1, total: 1 },
-      compatibility: {},
-      createdAt: new Date().toISOString(),
-    };
+    const { snapshotId: parent } = sandbox;
+    const facts = { ...templateFacts(newSnapshotId()), names, kind: 'sandbox' as const, sandboxId, parent };
     this.snapshots.unshift(facts);
     if (!keepRunning) await this.killSandbox(sandboxId);
     return facts;
@@ -245,12 +276,19 @@ export class SimulatedNodeClient implements NodeClient {
   }
 
   async inspectSnapshot(idOrName: string): Promise<SnapshotFacts> {
+    if (idOrName === baseSnapshotId) return templateFacts(baseSnapshotId);
     const found = this.snapshots.find(
       ({ snapshotId, names }) => snapshotId === idOrName || names.includes(idOrName),
     );
     if (found === undefined)
       throw new ThawError('template-not-found', `no snapshot ${JSON.stringify(idOrName)}`);
     return found;
+  }
+
+  async verifySnapshot(idOrName: string): Promise<SnapshotVerification> {
+    const { snapshotId } = await this.inspectSnapshot(idOrName);
+    const copy = { copy: 'local', units: 'files', checked: 1, bytes: 4096, damaged: [] } as const;
+    return { snapshotId, copies: [{ ...copy, damaged: [] }] };
   }
 
   async removeSnapshot(idOrName: string): Promise<void> {

@@ -7,7 +7,7 @@ import { type GatewayForTests, startGateway } from './gateway-for-tests.ts';
 import { type Route, routesOf } from './routes-for-tests.ts';
 
 /** Open to all, on purpose. */
-const open = new Set(['GET /health']);
+const open = new Set(['GET /health', 'GET /v1/openapi.json']);
 
 let gateway: GatewayForTests;
 let sandbox: { sandboxID: string; envdAccessToken: string; trafficAccessToken: string };
@@ -55,6 +55,7 @@ const realPathOf = ({ path }: Route): string =>
     .replace(/^(\/v1\/snapshots|\/(?:v2\/)?templates)\/:\w+/, `$1/${snapshotId}`)
     .replace(/^(\/v1\/functions)\/:name/, '$1/secret-function')
     .replace(/:version$/, '1')
+    .replace(/:hash$/, 'a'.repeat(64))
     .replace(/:\w+/g, 'secret-snapshot');
 
 const credentials = (): [what: string, headers: Record<string, string>][] => [

@@ -27,7 +27,7 @@ const jumps: Record<Hop, (state: AgentState) => void> = {
   hold: (state) => state.held('n2'),
   proceed: (state) => state.proceeded('n2'),
 };
-const init = { accessToken: 't', envVars: { A: '1', B: '1' }, defaultUser: 'user', defaultWorkdir: '/w' };
+const init = { accessToken: 't', envVars: { A: '1', B: '1' }, defaultUser: 'app', defaultWorkdir: '/w' };
 
 describe('agent state', () => {
   for (const from of Object.keys(expected) as State[])
@@ -48,7 +48,8 @@ describe('agent state', () => {
   it('forgets generation, secret and sandbox when sealed and keeps the nonce through the restore', () => {
     const state = new AgentState();
     state.restored('g', 's');
-    state.becomeSandbox({ accessToken: 't', envVars: {}, defaultUser: 'user' });
+    state.becomeSandbox({ accessToken: 't', envVars: {} });
+    assert.equal(state.sandbox?.defaultUser, 'user');
     state.sealed('n');
     assert.deepEqual([state.generation, state.secret, state.sandbox], ['', undefined, undefined]);
     assert.throws(() => state.becomeSandbox({ accessToken: 't', envVars: {}, defaultUser: 'user' }));
@@ -78,7 +79,7 @@ describe('agent state', () => {
     await state.released;
   });
 
-  it('is another machine after a hold and a restore, which keeps only the environment', async () => {
+  it('is another machine after a hold and a restore, which keeps only what programs start with', async () => {
     const state = new AgentState('from');
     state.restored('g', 's');
     state.becomeSandbox(init);
@@ -89,7 +90,7 @@ describe('agent state', () => {
     assert.deepEqual([state.nonce, state.generation, state.secret], ['next', 'g2', 's2']);
     assert.equal(state.sandbox, undefined);
     assert.throws(() => state.proceeded('next'), /not possible/);
-    state.becomeSandbox({ accessToken: 't2', envVars: { B: '2' }, defaultUser: 'user' });
+    state.becomeSandbox({ accessToken: 't2', envVars: { B: '2' } });
     assert.deepEqual(state.sandbox, { ...init, accessToken: 't2', envVars: { A: '1', B: '2' } });
   });
 });

@@ -16,8 +16,11 @@ export const hops: Record<State, Partial<Record<Hop, State>>> = {
   sealed: { restore: 'ready' },
 };
 
+/** A sandbox whose every call has a user to act as. */
+export type SandboxFacts = SandboxInit & { defaultUser: string };
+
 /** What a clone of a sandbox keeps of it besides memory and files. */
-type Inherited = Pick<SandboxInit, 'envVars' | 'defaultWorkdir'>;
+type Inherited = Pick<SandboxFacts, 'envVars' | 'defaultUser' | 'defaultWorkdir'>;
 
 export class AgentState {
   #state: State = 'booted';
@@ -26,7 +29,7 @@ export class AgentState {
   #nonce: string;
   /** Of the snapshot this VM came from, while it is held under the next one's. */
   #ownNonce = '';
-  #sandbox: SandboxInit | undefined;
+  #sandbox: SandboxFacts | undefined;
   #inherited: Inherited | undefined;
   #held = Promise.withResolvers<void>();
 
@@ -46,8 +49,12 @@ export class AgentState {
   get nonce(): string {
     return this.#nonce;
   }
-  get sandbox(): SandboxInit | undefined {
+  get sandbox(): SandboxFacts | undefined {
     return this.#sandbox;
+  }
+  /** Of the sandbox whose snapshot this VM came from. */
+  get inheritedEnvVars(): Record<string, string> {
+    return this.#inherited?.envVars ?? {};
   }
   /** Settles when the state is no longer `held`: it is a clone's now, or its own again. */
   get released(): Promise<void> {
@@ -98,8 +105,14 @@ export class AgentState {
   becomeSandbox(init: SandboxInit): void {
     if (this.#state !== 'ready') throw new Error(`init is not possible in state ${this.#state}`);
     const envVars = { ...this.#inherited?.envVars, ...init.envVars };
+    const defaultUser = init.defaultUser ?? this.#inherited?.defaultUser ?? 'user';
     const defaultWorkdir = init.defaultWorkdir ?? this.#inherited?.defaultWorkdir;
-    this.#sandbox = { ...init, envVars, ...(defaultWorkdir === undefined ? {} : { defaultWorkdir }) };
+    this.#sandbox = {
+      ...init,
+      envVars,
+      defaultUser,
+      ...(defaultWorkdir === undefined ? {} : { defaultWorkdir }),
+    };
   }
 
   #release(): void {

@@ -2,9 +2,9 @@
 // Invariant: a name that is no user of the guest is refused before anything is touched.
 import { stat } from 'node:fs/promises';
 import { isAbsolute, join, resolve } from 'node:path';
-import type { SandboxInit } from '../../shared/agent-protocol.ts';
 import { ConnectError } from '../../shared/connect-frames.ts';
 import { type Account, type Accounts, readAccounts } from './accounts.ts';
+import type { SandboxFacts } from './agent-state.ts';
 import type { Settings } from './settings.ts';
 
 export interface Caller {
@@ -15,7 +15,7 @@ export interface Caller {
 }
 
 /** @param userName '' for the sandbox's default user. @throws ConnectError `unauthenticated` for an unknown user. */
-export function callerOf(settings: Settings, sandbox: SandboxInit, userName: string): Caller {
+export function callerOf(settings: Settings, sandbox: SandboxFacts, userName: string): Caller {
   const accounts = readAccounts(settings);
   const account = accounts.find(userName || sandbox.defaultUser);
   if (account === undefined)

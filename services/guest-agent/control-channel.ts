@@ -109,6 +109,8 @@ function faultOf(request: ControlRequest): string | undefined {
     const value = (request as unknown as Record<string, unknown>)[field];
     if (typeof value !== 'string' || !pattern.test(value)) return `${field} must match ${pattern.source}`;
   }
+  if (request.op === 'seal' && !['undefined', 'boolean'].includes(typeof request.dropCaches))
+    return 'dropCaches must be true or false';
   const timed = request.op === 'restore' || request.op === 'proceed' || request.op === 'clock';
   if (timed && !(Number.isFinite(request.wallClockMs) && request.wallClockMs > 0))
     return 'wallClockMs must be a positive number';

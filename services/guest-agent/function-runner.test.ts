@@ -4,7 +4,8 @@ import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { readdir, readFile } from 'node:fs/promises';
-import { connect } from 'node:net';
+import { createServer, type Server } from 'node:http';
+import { type AddressInfo, connect } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { pack } from 'tar-stream';
@@ -368,6 +369,52 @@ def app(environ, start_response):
     start_response("202 Accepted", [("content-type", "text/plain")])
     return [environ["REQUEST_METHOD"].encode(), b" ", body]
 `;
+
+describe('a server of a sandbox', () => {
+  let agent: AgentFixture;
+  const servers = new Set<Server>();
+  before(async () => {
+    agent = await AgentFixture.start();
+  });
+  after(async () => {
+    await agent?.[Symbol.asyncDispose]();
+    for (const server of servers) server.close();
+  });
+
+  it('is found on its port, by the host too, after each restore', async () => {
+    const server = createServer((request, response) => response.end(`asked ${request.url}`));
+    servers.add(server.listen(0, '127.0.0.1'));
+    await once(server, 'listening');
+    const { port } = server.address() as AddressInfo;
+    const { outcome } = await agent.startRunner({ runtime: 'listening', port });
+    assert.deepEqual([outcome.type, (outcome as { port?: number }).port], ['ready', port]);
+    await agent.request({ op: 'hold', nonce: 'saved' });
+    assert.equal((await agent.restore()).ok, true);
+    assert.equal(agent.ports.runner, port);
+    assert.equal(await (await call(agent, '/x')).text(), 'asked /x');
+  });
+
+  it('that does not listen is told with its port', async () => {
+    const { outcome } = await agent.startRunner({ runtime: 'listening', port: 9, startTimeoutMs: 200 });
+    assert.equal(outcome.type, 'failed');
+    assert.match((outcome as { message: string }).message, /no answer on port 9 within 200 ms/);
+    const none = await agent.startRunner({ runtime: 'listening' });
+    assert.match((none.outcome as { message: string }).message, /needs a port/);
+  });
+
+  it('is started at home, with what the sandbox had in its environment', async () => {
+    const program = `
+      const about = JSON.stringify({ cwd: process.cwd(), home: process.env.HOME, env: process.env.FROM_INIT, own: process.env.OWN });
+      require('node:http').createServer((_, response) => response.end(about)).listen(process.env.PORT, '127.0.0.1');`;
+    const command = [process.execPath, '-e', program];
+    const { outcome, output } = await agent.startRunner({
+      ...{ runtime: 'command', command, place: 'home', env: { OWN: 'mine' } },
+    });
+    assert.equal(outcome.type, 'ready', output);
+    const about = (await (await call(agent, '/')).json()) as Record<string, string>;
+    assert.deepEqual([about.env, about.own, about.cwd], ['yes', 'mine', about.home]);
+  });
+});
 
 const socketLibrary = spawnSync('sh', [
   '-c',

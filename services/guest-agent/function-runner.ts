@@ -1,6 +1,7 @@
-// Owns the function's program: built, started, found ready by its own answer, watched, stopped.
+// Owns the function's program: built, started, found ready by its own answer, watched, stopped; or one that was found
+// listening, which is its user's own and is neither watched nor stopped.
 // Refuses to own bundles (internal-routes.ts) and what its log lines become (line-log.ts).
-// Invariant: at most one program runs; `port` is 0 unless it has answered and still runs.
+// Invariant: at most one program runs; `port` is 0 unless it has answered and, if it was started here, still runs.
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
@@ -67,9 +68,11 @@ export class FunctionRunner {
     this.#starting = true;
     try {
       await this.stop();
-      const outcome = (await this.#build(spec, sink, signal)) ?? (await this.#launch(spec, sink, signal));
+      const isThere = spec.runtime === 'listening';
+      const begin = () => (isThere ? this.#adopt(spec, signal) : this.#launch(spec, sink, signal));
+      const outcome = (await this.#build(spec, sink, signal)) ?? (await begin());
       sink.write(outcome);
-      if (outcome.type === 'ready' && this.#settings.mode === 'process')
+      if (outcome.type === 'ready' && this.#settings.mode === 'process' && !isThere)
         writeFileSync(this.#specPath, JSON.stringify(spec));
     } finally {
       this.#starting = false;
@@ -113,7 +116,7 @@ export class FunctionRunner {
     if (spec.build === undefined) return undefined;
     const failed = (message: string): RunnerProgress => ({ type: 'failed', stage: 'build', message });
     const env = { ...this.#environment(), ...spec.env };
-    const program = await this.#spawn(spec.build, env, false).catch(asMessage);
+    const program = await this.#spawn(spec, spec.build, env, false).catch(asMessage);
     if (typeof program === 'string') return failed(program);
     const limit = AbortSignal.any([signal, AbortSignal.timeout(buildTimeoutMs)]);
     const kill = () => program.signal('SIGKILL');
@@ -126,18 +129,30 @@ export class FunctionRunner {
     return failed(`the build command ended with ${ending ?? `exit code ${exitCode}`}`);
   }
 
+  /** A program of the sandbox that this VM is a clone of. */
+  async #adopt(spec: RunnerSpec, signal: AbortSignal): Promise<RunnerProgress> {
+    const startedAtMs = performance.now();
+    const failed = (message: string): RunnerProgress => ({ type: 'failed', stage: 'start', message });
+    const { port } = spec;
+    if (port === undefined) return failed('runtime "listening" needs a port');
+    const fault = await this.#untilReady(new Promise(() => {}), spec, port, signal);
+    if (fault !== undefined) return failed(fault);
+    this.#port = port;
+    return { type: 'ready', port, elapsedMs: performance.now() - startedAtMs };
+  }
+
   async #launch(spec: RunnerSpec, sink: ProgressSink, signal: AbortSignal): Promise<RunnerProgress> {
     const startedAtMs = performance.now();
     const failed = (message: string): RunnerProgress => ({ type: 'failed', stage: 'start', message });
     const port = this.#settings.mode === 'guest' ? (spec.port ?? runnerPort) : await freePort();
     const argv = this.#argv(spec, port);
     if (argv === undefined) return failed('runtime "command" needs a command');
-    const program = await this.#spawn(argv, this.#runEnvironment(spec, port), true).catch(asMessage);
+    const program = await this.#spawn(spec, argv, this.#runEnvironment(spec, port), true).catch(asMessage);
     if (typeof program === 'string') return failed(program);
     if (spec.runtime === 'command') program.stdin?.end();
     this.#program = program;
     const stopForwarding = forward(program, 'start', sink);
-    const fault = await this.#untilReady(program, spec, port, signal);
+    const fault = await this.#untilReady(program.exited, spec, port, signal);
     if (fault !== undefined) {
       await this.stop();
       await Promise.race([program.ended, delay(lastLinesMs)]);
@@ -150,14 +165,14 @@ export class FunctionRunner {
 
   /** @returns undefined once the program has answered, else why it will not. */
   async #untilReady(
-    program: Program,
+    exited: Program['exited'],
     spec: RunnerSpec,
     port: number,
     signal: AbortSignal,
   ): Promise<string | undefined> {
     const deadlineMs = performance.now() + spec.startTimeoutMs;
     let ended: string | undefined;
-    void program.exited.then(({ exitCode, signal: ending }) => {
+    void exited.then(({ exitCode, signal: ending }) => {
       ended = `the program ended with ${ending ?? `exit code ${exitCode}`} before it answered on port ${port}`;
     });
     for (;;) {
@@ -165,7 +180,7 @@ export class FunctionRunner {
       if (ended !== undefined) return ended;
       if (signal.aborted) return 'the caller left';
       if (leftMs <= 0) return `no answer on port ${port} within ${spec.startTimeoutMs} ms`;
-      if (await answers(port, spec.runtime, leftMs, program.exited)) return undefined;
+      if (await answers(port, spec.runtime, leftMs, exited)) return undefined;
       await delay(probeIntervalMs);
     }
   }
@@ -183,8 +198,14 @@ export class FunctionRunner {
     });
   }
 
-  #spawn(argv: string[], env: Record<string, string>, stdin: boolean): Promise<Program> {
-    return spawnPiped({ argv, cwd: functionDirOf(this.#settings), env, account: this.#account, stdin });
+  #spawn(
+    { place }: RunnerSpec,
+    argv: string[],
+    env: Record<string, string>,
+    stdin: boolean,
+  ): Promise<Program> {
+    const cwd = place === 'home' ? this.#account.home : functionDirOf(this.#settings);
+    return spawnPiped({ argv, cwd, env, account: this.#account, stdin });
   }
 
   #argv(spec: RunnerSpec, port: number): string[] | undefined {
@@ -242,8 +263,8 @@ function answers(
   timeoutMs: number,
   exited: Promise<unknown>,
 ): Promise<boolean> {
-  const target =
-    runtime === 'command' ? { method: 'GET', path: '/' } : ({ method: 'OPTIONS', path: '*' } as const);
+  const isOwn = runtime === 'node' || runtime === 'python';
+  const target = isOwn ? { method: 'OPTIONS', path: '*' } : { method: 'GET', path: '/' };
   return new Promise((resolve) => {
     // Not by import: see http-server.ts.
     const { request } = process.getBuiltinModule('node:http');

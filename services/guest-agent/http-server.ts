@@ -83,7 +83,7 @@ async function routeInternal(
     case 'PUT /_thaw/bundle':
       return await putBundle(parts.settings, parts.runner, request, response);
     case 'POST /_thaw/runner':
-      return await startRunner(parts.runner, request, response);
+      return await startRunner(parts, request, response);
     case 'POST /_thaw/init':
       return await initSandbox(parts.state, request, response);
     default:

@@ -68,11 +68,13 @@ async function extract(
 
 /** POST /_thaw/runner */
 export async function startRunner(
-  runner: FunctionRunner,
+  { runner, state }: { runner: FunctionRunner; state: AgentState },
   request: IncomingMessage,
   response: ServerResponse,
 ): Promise<void> {
-  const spec = runnerSpecOf(parseMessage(await readBody(request)));
+  const asked = runnerSpecOf(parseMessage(await readBody(request)));
+  const env = asked.place === 'home' ? { ...state.inheritedEnvVars, ...asked.env } : asked.env;
+  const spec = { ...asked, env };
   const gone = new AbortController();
   response.once('close', () => gone.abort());
   response.writeHead(200, { 'content-type': 'application/x-ndjson' });
@@ -87,10 +89,16 @@ export async function startRunner(
   response.end();
 }
 
+const runtimes = ['node', 'python', 'command', 'listening'] as const;
+const isRuntime = (word: string): word is RunnerSpec['runtime'] => runtimes.some((each) => each === word);
+
 export function runnerSpecOf(message: Message): RunnerSpec {
   const runtime = textField(message, 'runtime');
-  if (runtime !== 'node' && runtime !== 'python' && runtime !== 'command')
-    throw new ConnectError('invalid_argument', 'runtime must be node, python or command');
+  if (!isRuntime(runtime))
+    throw new ConnectError('invalid_argument', `runtime must be one of ${runtimes.join(', ')}`);
+  const place = textField(message, 'place');
+  if (place !== '' && place !== 'bundle' && place !== 'home')
+    throw new ConnectError('invalid_argument', 'place must be bundle or home');
   const startTimeoutMs = numberField(message, 'startTimeoutMs');
   if (startTimeoutMs < 1 || startTimeoutMs > maxStartTimeoutMs)
     throw new ConnectError('invalid_argument', `startTimeoutMs must be 1 to ${maxStartTimeoutMs}`);
@@ -100,6 +108,7 @@ export function runnerSpecOf(message: Message): RunnerSpec {
     ...(message.entry === undefined ? {} : { entry: textField(message, 'entry') }),
     ...argv('command'),
     ...argv('build'),
+    ...(place === '' ? {} : { place }),
     ...(message.port === undefined ? {} : { port: numberField(message, 'port') }),
     env: textMapField(message, 'env'),
     startTimeoutMs,
@@ -126,12 +135,11 @@ function sandboxInitOf(message: Message): SandboxInit {
   const accessToken = textField(message, 'accessToken');
   const defaultUser = textField(message, 'defaultUser');
   if (accessToken === '') throw new ConnectError('invalid_argument', 'accessToken is missing');
-  if (defaultUser === '') throw new ConnectError('invalid_argument', 'defaultUser is missing');
   const workdir = textField(message, 'defaultWorkdir');
   return {
     accessToken,
     envVars: textMapField(message, 'envVars'),
-    defaultUser,
+    ...(defaultUser === '' ? {} : { defaultUser }),
     ...(workdir === '' ? {} : { defaultWorkdir: workdir }),
   };
 }

@@ -1,6 +1,6 @@
-// Owns the kernel calls of the after-restore step, calls to the host by vsock, pipes that a child may open by name, and pseudo-terminals.
+// Owns the kernel calls of the after-restore step and of the seal before it, calls to the host by vsock, pipes that a child may open by name, and pseudo-terminals.
 // Invariant: a call that fails throws with its name and the system's error code.
-import { closeSync, constants, fchownSync, openSync } from 'node:fs';
+import { closeSync, constants, fchownSync, openSync, writeFileSync } from 'node:fs';
 import { getSystemErrorName } from 'node:util';
 import { foreign, lastErrno } from './native-library.ts';
 
@@ -43,6 +43,12 @@ export function setWallClock(wallClockMs: number): void {
   const seconds = Math.floor(wallClockMs / 1000);
   const time = new BigInt64Array([BigInt(seconds), BigInt(Math.round((wallClockMs - seconds * 1000) * 1e6))]);
   checked('clock_settime', foreign('clock_settime', 'int', ['int', 'void *'])(clockRealtime, time));
+}
+
+/** Written first: only clean pages can be forgotten. What a program has mapped stays. */
+export function dropCaches(): void {
+  foreign('sync', 'void', [])();
+  writeFileSync('/proc/sys/vm/drop_caches', '3');
 }
 
 export interface Pipe {

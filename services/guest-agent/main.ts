@@ -10,7 +10,7 @@ import { ControlChannel, type ControlReply } from './control-channel.ts';
 import { serveDevice, serveSocket, serveVsock } from './control-link.ts';
 import { FunctionRunner, type ProgressSink } from './function-runner.ts';
 import { type AgentParts, serveHttp } from './http-server.ts';
-import { setWallClock } from './kernel-calls.ts';
+import { dropCaches, setWallClock } from './kernel-calls.ts';
 import { LineLog } from './line-log.ts';
 import { ProcessTable } from './process-table.ts';
 import { ReseedServer } from './reseed-server.ts';
@@ -91,6 +91,7 @@ async function control(agent: Agent, request: ControlRequest): Promise<ControlRe
       state.sealed(request.nonce);
       reseeds.forget();
       agent.server.closeAllConnections();
+      if (request.dropCaches && settings.mode === 'guest') dropCaches();
       if (settings.mode === 'process') writeFileSync(noncePath(settings), request.nonce);
       return { id, ok: true };
   }

@@ -2,9 +2,9 @@
 // Refuses to own what they do (the services) and the host's own routes (internal-routes.ts).
 // Invariant: nothing below runs, and nothing of the sandbox is said, without its credential.
 import type { IncomingMessage, ServerResponse } from 'node:http';
-import type { SandboxInit } from '../../shared/agent-protocol.ts';
 import { ConnectError } from '../../shared/connect-frames.ts';
 import { basicUser, hasAccessToken, signatureFault } from './access.ts';
+import type { SandboxFacts } from './agent-state.ts';
 import { type Caller, callerOf } from './caller.ts';
 import {
   type Message,
@@ -34,7 +34,7 @@ import {
 
 /** What every method may need: who calls, and what is asked. */
 interface Call extends AgentParts {
-  sandbox: SandboxInit;
+  sandbox: SandboxFacts;
   /** As the request names it, '' for the default. */
   user: string;
   request: IncomingMessage;
@@ -61,7 +61,7 @@ export async function routeSandbox(
 
 async function routeFiles(
   call: Omit<Call, 'sandbox'>,
-  sandbox: SandboxInit | undefined,
+  sandbox: SandboxFacts | undefined,
   query: URLSearchParams,
 ): Promise<void> {
   const { request, response } = call;

@@ -8,7 +8,7 @@ import type { Pool, PoolPolicy } from '../../pool/pool.ts';
 import type { SnapshotLibrary } from '../../pool/snapshot/library.ts';
 import type { StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
 import type { SnapshotBuilder, Vm } from '../../pool/vm.ts';
-import type { ControlEvent, LogEvent } from '../../shared/agent-protocol.ts';
+import type { ControlEvent, LogEvent, SandboxInit } from '../../shared/agent-protocol.ts';
 import {
   type EgressAbility,
   type EgressRules,
@@ -21,6 +21,7 @@ import type { Log } from '../../shared/log.ts';
 import type {
   CaptureSandboxRequest,
   DeployRequest,
+  EndpointRequest,
   FunctionVersion,
   GuestRequest,
   GuestResponse,
@@ -28,7 +29,9 @@ import type {
   SandboxFacts,
   SandboxRequest,
   SnapshotFacts,
+  SnapshotVerification,
 } from '../gateway/node-client.ts';
+import { buildEndpoint } from './endpoint-build.ts';
 import { FunctionLogs } from './function-logs.ts';
 import { Invocations } from './invocations.ts';
 import { keepEgress, NodeSandboxes } from './node-sandboxes.ts';
@@ -97,7 +100,9 @@ export class LocalNode implements NodeClient {
   async serve(version: FunctionVersion): Promise<{ snapshotId: string }> {
     const { loadSnapshot } = this.#options;
     const known = await this.#has(version.snapshotId);
-    const snapshotId = known ? version.snapshotId : await this.#rebuild(version);
+    // Without a bundle there is nothing to build it from: the load below says what is wrong with it.
+    const keeps = known || version.bundleSha256 === null;
+    const snapshotId = keeps ? version.snapshotId : await this.#rebuild(version, version.bundleSha256!);
     await loadSnapshot(snapshotId);
     const { warm, recycle, concurrency } = version.manifest;
     this.#pool.configure(snapshotId, { ...warm, recycle, concurrency });
@@ -119,11 +124,10 @@ export class LocalNode implements NodeClient {
   }
 
   /** Its snapshot is missing, or another hypervisor or image made it: the bundle has all that is needed. */
-  #rebuild(version: FunctionVersion): Promise<string> {
+  #rebuild(version: FunctionVersion, bundleSha256: string): Promise<string> {
     const { log, bundlePath } = this.#options;
     log.info({ function: version.name, version: version.version }, 'rebuilding the snapshot of a version');
-    const { bundleSha256 } = version;
-    return this.deploy({ ...version, bundlePath: bundlePath(bundleSha256) }).then(
+    return this.deploy({ ...version, bundleSha256, bundlePath: bundlePath(bundleSha256) }).then(
       ({ snapshotId }) => snapshotId,
     );
   }
@@ -138,6 +142,13 @@ export class LocalNode implements NodeClient {
     const { library } = this.#options;
     library.added(await library.record(snapshotId));
     return { snapshotId };
+  }
+
+  async deployFromSnapshot(request: EndpointRequest): Promise<{ snapshotId: string }> {
+    const { snapshotId } = await this.#snapshots.find(request.fromSnapshot);
+    if (snapshotId !== this.#baseSnapshotId) await this.#snapshots.serve(snapshotId);
+    const { library } = this.#options;
+    return { snapshotId: await buildEndpoint({ pool: this.#pool, library }, snapshotId, request) };
   }
 
   async retire(version: FunctionVersion): Promise<void> {
@@ -190,20 +201,23 @@ export class LocalNode implements NodeClient {
     return { snapshotId, alias: names[0] ?? null };
   }
 
+  async baseOfSize(shape: { memoryMb?: number; cpuCount?: number }): Promise<{ snapshotId: string }> {
+    const { baseShape, builder } = this.#options;
+    const { memoryMb = baseShape.memoryMb, cpuCount = baseShape.vcpus } = shape;
+    return { snapshotId: await builder.ensureTemplate({ memoryMb, vcpus: cpuCount }) };
+  }
+
   async createSandbox(request: SandboxRequest): Promise<SandboxFacts> {
-    const { diskSizeMb, baseShape, egress } = this.#options;
+    const { diskSizeMb, library, egress } = this.#options;
     const rules = request.egress ?? openEgress;
     requireKeepable(egress, rules);
     if (request.snapshotId !== this.#baseSnapshotId) await this.#snapshots.serve(request.snapshotId);
+    const { memoryMb, vcpus } = await library.record(request.snapshotId);
     // Where nothing filters, what was asked for holds by itself.
-    const kept = egress === 'by-address' ? { ...request, egress: rules } : unfiltered(request);
-    const { lease } = await this.#sandboxes.create(kept);
-    return {
-      cpuCount: baseShape.vcpus,
-      memoryMb: lease.vm.memoryMb,
-      diskSizeMb,
-      reachesInternet: reachesInternet(egress, rules),
-    };
+    await this.#sandboxes.create(
+      egress === 'by-address' ? { ...request, egress: rules } : unfiltered(request),
+    );
+    return { cpuCount: vcpus, memoryMb, diskSizeMb, reachesInternet: reachesInternet(egress, rules) };
   }
 
   async setSandboxEgress(sandboxId: string, rules: EgressRules): Promise<{ reachesInternet: boolean }> {
@@ -212,6 +226,10 @@ export class LocalNode implements NodeClient {
     requireKeepable(egress, rules);
     if (egress === 'by-address') await keepEgress(lease.vm, rules);
     return { reachesInternet: reachesInternet(egress, rules) };
+  }
+
+  setUpSandbox(sandboxId: string, init: SandboxInit): Promise<void> {
+    return this.#sandboxes.setUp(sandboxId, init);
   }
 
   async killSandbox(sandboxId: string): Promise<boolean> {
@@ -246,6 +264,10 @@ export class LocalNode implements NodeClient {
 
   inspectSnapshot(idOrName: string): Promise<SnapshotFacts> {
     return this.#snapshots.inspect(idOrName);
+  }
+
+  verifySnapshot(idOrName: string): Promise<SnapshotVerification> {
+    return this.#snapshots.verify(idOrName);
   }
 
   removeSnapshot(idOrName: string): Promise<void> {

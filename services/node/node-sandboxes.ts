@@ -84,8 +84,11 @@ export class NodeSandboxes {
       timer: undefined,
     };
     try {
-      const { egress } = request;
-      await Promise.all([egress && keepEgress(lease.vm, egress), initialise(sandbox, request)]);
+      const { egress, accessToken, envVars } = request;
+      await Promise.all([
+        egress && keepEgress(lease.vm, egress),
+        initialise(sandbox, { accessToken, envVars }),
+      ]);
     } catch (error) {
       lease.discard();
       void connections.destroy();
@@ -96,6 +99,11 @@ export class NodeSandboxes {
     lease.signal.addEventListener('abort', () => this.#ended(sandboxId, lease.vmEnded ?? 'its VM ended'));
     if (!lease.active) this.#ended(sandboxId, 'its VM ended');
     return sandbox;
+  }
+
+  /** What programs and calls start with from now on, in it and in its clones. @throws ThawError `sandbox-not-found`. */
+  async setUp(sandboxId: string, init: SandboxInit): Promise<void> {
+    await initialise(this.get(sandboxId), init);
   }
 
   /** @returns false when no such sandbox runs here. */
@@ -212,9 +220,7 @@ function addressOf(
   return found;
 }
 
-async function initialise({ connections, lease }: RunningSandbox, request: SandboxRequest): Promise<void> {
-  const { accessToken, envVars } = request;
-  const init: SandboxInit = { accessToken, envVars, defaultUser: 'user' };
+async function initialise({ connections, lease }: RunningSandbox, init: SandboxInit): Promise<void> {
   const { host, port } = lease.vm.agent;
   const answer = await connections.request({
     origin: `http://${host}:${port}`,

@@ -7,11 +7,17 @@ import type { SnapshotSummary } from '../../pool/snapshot/lineage.ts';
 import { pausesOf } from '../../pool/snapshot/local-capture.ts';
 import type { SnapshotRecord } from '../../pool/snapshot/record.ts';
 import type { StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
+import { type LocalVerification, verifyLocal } from '../../pool/snapshot/verify-local.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { snapshotIdPattern, snapshotNamePattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import { metrics } from '../../shared/metrics.ts';
-import type { CaptureSandboxRequest, SnapshotFacts } from '../gateway/node-client.ts';
+import type {
+  CaptureSandboxRequest,
+  SnapshotFacts,
+  SnapshotVerification,
+  VerifiedCopy,
+} from '../gateway/node-client.ts';
 import type { RunningSandbox } from './node-sandboxes.ts';
 
 /** What the E2B client appends to a name that has no tag. */
@@ -40,10 +46,16 @@ export class NodeSnapshots {
   async capture(sandbox: RunningSandbox, request: CaptureSandboxRequest): Promise<SnapshotFacts> {
     const { names, keepRunning } = request;
     const source = sandbox.sandboxId;
-    for (const name of names)
-      if (await this.#options.stored?.idOf(name))
-        throw new ThawError('conflict', `a snapshot of the name ${name} is in the store`);
+    await this.#refuseTaken(names);
     return this.#factsOf(await sandbox.lease.vm.capture({ names, source, resume: keepRunning }));
+  }
+
+  /** The library knows its own names; a store that does not answer is in nobody's way. */
+  async #refuseTaken(names: readonly string[]): Promise<void> {
+    if (names.length === 0) return;
+    const taken = new Set((await this.#summaries()).flatMap((summary) => summary.names));
+    const name = names.find((wanted) => taken.has(wanted));
+    if (name !== undefined) throw new ThawError('conflict', `a snapshot of the name ${name} is in the store`);
   }
 
   /** Of this node, and of others that are in the store; newest first. */
@@ -69,6 +81,18 @@ export class NodeSnapshots {
     if (facts.here) return facts;
     const { compatibility } = await this.#options.stored!.load(snapshotId);
     return { ...facts, compatibility: { ...compatibility } };
+  }
+
+  /** Every copy there is: by id even when the record on this node cannot be read. @throws ThawError `template-not-found`. */
+  async verify(idOrName: string): Promise<SnapshotVerification> {
+    const word = wordOf(idOrName);
+    const { library, stored } = this.#options;
+    const snapshotId = snapshotIdPattern.test(word) ? word : (await this.#lookUp(word)).snapshotId;
+    const local = await verifyLocal(library.paths.snapshotDir(snapshotId));
+    const remote = stored && (await storedCopyOf(stored, snapshotId));
+    const copies = [local && localCopyOf(local), remote].filter((copy) => copy !== undefined);
+    if (copies.length === 0) throw notFound(word);
+    return { snapshotId, copies };
   }
 
   /** By id or name, with or without the default tag; it comes from the store when it is not here. @throws ThawError `template-not-found`. */
@@ -157,6 +181,24 @@ function wordOf(idOrName: string): string {
 
 const notFound = (word: string) =>
   new ThawError('template-not-found', `no template ${JSON.stringify(word.slice(0, 64))}`);
+
+const localCopyOf = ({ files, bytes, damaged }: LocalVerification): VerifiedCopy => ({
+  ...{ copy: 'local', units: 'files', checked: files, bytes, damaged },
+});
+
+async function storedCopyOf(stored: StoredSnapshots, snapshotId: string): Promise<VerifiedCopy | undefined> {
+  const copy = { copy: 'store', units: 'frames' } as const;
+  try {
+    const verified = await stored.verify(snapshotId);
+    if (!verified) return undefined;
+    const { frames: checked, bytes } = verified;
+    const damaged = verified.damaged.map(({ frame, reason }) => ({ what: `frame ${frame}`, reason }));
+    return { ...copy, checked, bytes, damaged };
+  } catch (error) {
+    if (!(error instanceof ThawError) || error.code !== 'snapshot-damaged') throw error;
+    return { ...copy, checked: 0, bytes: 0, damaged: [{ what: 'manifest', reason: error.message }] };
+  }
+}
 
 const parented = ({ snapshotId, parentId }: SnapshotSummary) => ({
   snapshotId,

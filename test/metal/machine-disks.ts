@@ -104,6 +104,8 @@ export async function makeDisks(
   const imageDir = dirname(payload.image.rootPath);
   await copyTree(imageDir, join(imagesDir, basename(imageDir)));
   await mkdir(join(tree, 'bin'));
+  // One file system with the image: VMMs get links to files, not copies; and nothing of it is in memory.
+  await mkdir(join(tree, 'tmp'));
   await copyFile(payload.binaryPath, join(tree, 'bin', 'cloud-hypervisor'));
   const payloadPath = join(runDir, 'payload.ext4');
   await makeExt4(payloadPath, payloadSizeBytes, tree);

@@ -13,7 +13,7 @@ import type {
 import { SimulatedNodeClient } from '../../services/gateway/simulated-node-client.ts';
 import { AgentFixture } from '../../services/guest-agent/agent-fixture.ts';
 import { joinUpgrade } from '../../services/node/guest-proxy.ts';
-import { agentPort } from '../../shared/agent-protocol.ts';
+import { agentPort, type SandboxInit } from '../../shared/agent-protocol.ts';
 import { ThawError } from '../../shared/errors.ts';
 
 const upgradeTimeoutMs = 5_000;
@@ -28,6 +28,11 @@ export class AgentNode extends SimulatedNodeClient {
     this.#agents.set(request.sandboxId, agent);
     await agent.init({ accessToken: request.accessToken, envVars: request.envVars });
     return facts;
+  }
+
+  override async setUpSandbox(sandboxId: string, init: SandboxInit): Promise<void> {
+    await super.setUpSandbox(sandboxId, init);
+    await this.#agents.get(sandboxId)?.init({ ...init });
   }
 
   override async killSandbox(sandboxId: string): Promise<boolean> {

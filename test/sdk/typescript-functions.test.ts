@@ -74,6 +74,17 @@ describe('functions of the TypeScript SDK', () => {
     gate.resolve();
   });
 
+  it('are made from a snapshot of a sandbox', async () => {
+    const snapshotId = await gateway.saveSandbox();
+    const version = await functions.fromSnapshot({ name: 'saved', snapshotId, port: 8000, concurrency: 4 });
+    assert.deepEqual([version.name, version.version, version.state], ['saved', 1, 'ready']);
+    assert.equal((await functions.invoke('saved', { path: '/answer?status=204' })).status, 204);
+    const shut = functions.fromSnapshot({ name: 'shut', snapshotId, port: 8001 });
+    await assert.rejects(shut, (error) => error instanceof BuildError && /port 8001/.test(error.message));
+    const lost = functions.fromSnapshot({ name: 'lost', snapshotId: 'nothing', port: 8000 });
+    await assert.rejects(lost, NotFoundError);
+  });
+
   it('need an archive or a directory, not both', async () => {
     const both = { name: 'x', archive: await archive(), directory: '.' };
     await assert.rejects(functions.deploy(both), InvalidRequestError);

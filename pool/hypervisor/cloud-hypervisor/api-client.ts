@@ -6,8 +6,7 @@ import { withDeadline } from '../../../shared/deadline.ts';
 import type { VmConfig } from './vm-config.ts';
 
 /** Its API thread does one thing at a time and answers when it is done: these are the times of work, not of answers. */
-const actionTimeoutMs = 10_000;
-const longActionTimeoutMs = 60_000;
+const defaultTimeouts = { actionMs: 10_000, longActionMs: 60_000 };
 const maxBodyBytes = 51_200;
 
 export interface Ping {
@@ -42,9 +41,11 @@ export class ApiRefusal extends Error {
 export class ApiClient {
   readonly #client: Client;
   readonly #onExpiry: () => void;
+  readonly #timeouts: typeof defaultTimeouts;
 
   /** @param onExpiry ends the process. */
-  constructor(socketPath: string, onExpiry: () => void) {
+  constructor(socketPath: string, onExpiry: () => void, timeouts = defaultTimeouts) {
+    this.#timeouts = timeouts;
     // The process has one thread for all connections and allows ten: one is enough, and nothing is sent ahead.
     this.#client = new Client('http://localhost', {
       socketPath,
@@ -72,7 +73,7 @@ export class ApiClient {
   }
 
   async pause(): Promise<void> {
-    await this.#send('PUT', 'vm.pause', undefined, longActionTimeoutMs);
+    await this.#send('PUT', 'vm.pause', undefined, this.#timeouts.longActionMs);
   }
 
   async resume(): Promise<void> {
@@ -80,11 +81,11 @@ export class ApiClient {
   }
 
   async snapshot(destinationUrl: string): Promise<void> {
-    await this.#send('PUT', 'vm.snapshot', { destination_url: destinationUrl }, longActionTimeoutMs);
+    await this.#send('PUT', 'vm.snapshot', { destination_url: destinationUrl }, this.#timeouts.longActionMs);
   }
 
   async restore(call: RestoreCall): Promise<void> {
-    await this.#send('PUT', 'vm.restore', call, longActionTimeoutMs);
+    await this.#send('PUT', 'vm.restore', call, this.#timeouts.longActionMs);
   }
 
   /** The answer to this one may be the end of the connection. */
@@ -102,7 +103,7 @@ export class ApiClient {
     method: 'GET' | 'PUT',
     call: string,
     body?: object,
-    timeoutMs = actionTimeoutMs,
+    timeoutMs = this.#timeouts.actionMs,
   ): Promise<string> {
     // A string, never a stream: the server knows no chunked bodies, and refuses a body where none belongs.
     const text = body === undefined ? undefined : JSON.stringify(body);

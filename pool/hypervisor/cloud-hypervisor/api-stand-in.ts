@@ -9,7 +9,8 @@ import { createServer, type IncomingMessage, type ServerResponse } from 'node:ht
 import { createServer as createSocketServer } from 'node:net';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { GuestMemory, lowMemoryBytes, StandInGuest } from './stand-in-guest.ts';
+import { lowMemoryBytes } from './device-state.ts';
+import { GuestMemory, StandInGuest } from './stand-in-guest.ts';
 import type { VmConfig } from './vm-config.ts';
 
 /** By call: what it answers instead of working, or that it never answers or dies of it. */
@@ -213,9 +214,27 @@ async function restore(body: Record<string, unknown>): Promise<void> {
   if (!memoryState.includes('"memory_ranges":{"data":[]}') && !existsSync(join(dir, 'memory-ranges')))
     throw new Refusal(['Error from API', 'Error opening memory snapshot file', notFound]);
   const guest = await guestOf(config);
+  await fillMemory(guest, memoryState, join(dir, 'memory-ranges'));
   vm = { config, state: 'Paused', guest };
   emit('restored');
   if (resume) run('resumed');
+}
+
+/** Packed in the order of the list; a hole in the file leaves what is there, as the real one does. */
+async function fillMemory({ memory }: StandInGuest, state: string, path: string): Promise<void> {
+  const { memory_ranges: ranges } = JSON.parse(state) as {
+    memory_ranges: { data: { gpa: number; length: number }[] };
+  };
+  if (ranges.data.length === 0) return;
+  const file = await open(path, 'r');
+  let at = 0;
+  for (const { gpa, length } of ranges.data) {
+    const { buffer, bytesRead } = await file.read(Buffer.alloc(length), 0, length, at);
+    if (bytesRead !== length) throw new Refusal(['Error from API', 'Error reading memory snapshot file']);
+    memory.fill(gpa, buffer);
+    at += length;
+  }
+  await file.close();
 }
 
 function parseState(text: string): { snapshots: Record<string, { snapshot_data: { state: string } }> } {

@@ -51,6 +51,8 @@ export class CloudHypervisorMachine implements Machine {
     this.#channel = channel;
     this.#sharedMemory = facts.sharedMemory;
     this.#callTimeoutMs = facts.callTimeoutMs;
+    // Whoever ends the VMM, also before this machine was handed out.
+    void vmm.exited.then(() => channel.close());
   }
 
   /** Before the guest runs. */
@@ -158,7 +160,7 @@ export class CloudHypervisorMachine implements Machine {
    */
   async #stateOnly(): Promise<DeviceState> {
     try {
-      await this.#saveState(['memory-ranges']);
+      await this.#saveState([names.memory]);
     } catch (error) {
       if (isStateOnlySnapshot(error)) return await this.#readState();
       throw error;

@@ -11,7 +11,6 @@ import { Cgroups } from '../../host/cgroups.ts';
 import { NamespaceSlots, type NetworkSlots } from '../../host/network-slots.ts';
 import type { Paths } from '../../host/paths.ts';
 import { cloneDisk } from '../../host/sparse-file.ts';
-import { pasteIntoProcess } from '../guest-memory/delta-paste.ts';
 import type {
   BootRequest,
   Capabilities,
@@ -22,9 +21,10 @@ import type {
   RestoreRequest,
 } from '../hypervisor.ts';
 import { CloudHypervisorMachine } from './cloud-hypervisor-machine.ts';
-import { checkSizes, type DeviceState, readDevices, writeSnapshotDir } from './device-state.ts';
+import { checkSizes, type DeviceState, readDevices, withDelta, writeSnapshotDir } from './device-state.ts';
 import { typedFailure } from './failures.ts';
 import { Jail } from './jail.ts';
+import { whyNoLandlock } from './landlock.ts';
 import { SpareVmms } from './spare-vmms.ts';
 import { parseVersion, refusedVersion } from './versions.ts';
 import { bootConfig, cloneConfig, machineVersion, names } from './vm-config.ts';
@@ -45,6 +45,7 @@ export interface CloudHypervisorOptions {
   slots?: NetworkSlots;
   /** Processes kept ready. */
   spares?: number;
+  /** Absent: where the kernel has what it takes. */
   landlock?: boolean;
   /** False for tests alone: no uid, root directory and control group of its own. */
   confine?: boolean;
@@ -67,6 +68,7 @@ export class CloudHypervisor implements Hypervisor {
   readonly #options: CloudHypervisorOptions;
   readonly #slots: NetworkSlots;
   #version: Promise<string> | undefined;
+  #hasLandlock: boolean | undefined;
   #host: Promise<VmmHost> | undefined;
   #spares: Promise<SpareVmms> | undefined;
   /** A snapshot's device state is read once: it never changes. */
@@ -149,21 +151,19 @@ export class CloudHypervisor implements Hypervisor {
     const { from, delta } = request;
     const sharedMemory = request.memory === 'shared';
     if (sharedMemory) await this.#placeShared(vmm, from.pagesPath);
-    else await vmm.placeReadable(from.pagesPath, names.pages);
+    else await vmm.placePages(from.pagesPath);
     const config = cloneConfig(devices.config, { sharedMemory, landlock: this.#landlock });
     const dir = vmm.path(names.from);
-    await writeSnapshotDir(dir, config, devices.state);
+    const state = delta ? withDelta(devices.state, delta.runs) : devices.state;
+    await writeSnapshotDir(dir, config, state);
     await vmm.give(dir);
+    if (delta) await vmm.placeReadable(delta.path, `${names.from}/${names.memory}`);
     const { vmId } = request;
     const facts = { vmId, sharedMemory, callTimeoutMs: restoreCallTimeoutMs };
     const machine = await CloudHypervisorMachine.in(vmm, facts);
-    const resume = delta === undefined;
-    await vmm.api.restore({ source_url: `file://${names.from}`, memory_restore_mode: 'Copy', resume });
-    if (delta) {
-      await pasteIntoProcess(vmm.pid, vmm.path(names.pages), delta);
-      endStage('load');
-      await vmm.api.resume();
-    }
+    endStage('load');
+    const source = `file://${names.from}`;
+    await vmm.api.restore({ source_url: source, memory_restore_mode: 'Copy', resume: true });
     endStage('resume');
     return machine;
   }
@@ -222,7 +222,9 @@ export class CloudHypervisor implements Hypervisor {
   }
 
   get #landlock(): boolean {
-    return this.#options.landlock ?? false;
+    const { landlock, confine = true } = this.#options;
+    this.#hasLandlock ??= landlock ?? (confine && whyNoLandlock() === undefined);
+    return this.#hasLandlock;
   }
 
   async #failed(

@@ -6,8 +6,12 @@ import { join } from 'node:path';
 import { type Static, Type } from 'typebox';
 import { Value } from 'typebox/value';
 import { ThawError } from '../../../shared/errors.ts';
-import type { CapturedFiles } from '../hypervisor.ts';
+import type { CapturedFiles, PageRun } from '../hypervisor.ts';
 import { memoryBytesOf, type VmConfig } from './vm-config.ts';
+
+/** Memory up to here stands at its own address, the rest above the hole for devices. */
+export const lowMemoryBytes = 3 * 1024 ** 3;
+const highMemoryAddress = 4 * 1024 ** 3;
 
 const devicesSchema = Type.Object({
   format: Type.Literal('cloud-hypervisor-1'),
@@ -20,7 +24,7 @@ const devicesSchema = Type.Object({
 
 export type DeviceState = Static<typeof devicesSchema>;
 
-/** The list of what is to be read from a memory file; inside a string of the JSON, hence the backslashes. */
+/** The list of what is read from the memory file; inside a string of the JSON, hence the backslashes. */
 const memoryRanges = /(\\"memory_ranges\\":\{\\"data\\":)\[.*?\]\}/g;
 
 /** @throws ThawError `hypervisor-failed` when what Cloud Hypervisor wrote is not whole. */
@@ -39,17 +43,45 @@ export async function readSnapshotDir(dir: string, diskPath: string): Promise<De
 /** Empties the list of ranges: a clone then reads no memory file and finds its memory in the page file. */
 export function withoutMemoryRanges(state: string): string {
   parsed(state, 'state.json');
+  return spliced(state, []);
+}
+
+/**
+ * Names the pages that a delta holds, in its order: the delta is then the memory file. They must be in place before
+ * Cloud Hypervisor makes the devices, which take the positions in their queues from guest memory.
+ */
+export function withDelta(state: string, runs: readonly PageRun[]): string {
+  return spliced(
+    state,
+    runs.flatMap(({ offsetBytes, sizeBytes }) => {
+      const endBytes = offsetBytes + sizeBytes;
+      if (offsetBytes >= lowMemoryBytes || endBytes <= lowMemoryBytes)
+        return [rangeOf(offsetBytes, sizeBytes)];
+      const lowBytes = lowMemoryBytes - offsetBytes;
+      return [rangeOf(offsetBytes, lowBytes), rangeOf(lowMemoryBytes, sizeBytes - lowBytes)];
+    }),
+  );
+}
+
+const rangeOf = (offsetBytes: number, length: number) => ({
+  gpa: offsetBytes < lowMemoryBytes ? offsetBytes : offsetBytes - lowMemoryBytes + highMemoryAddress,
+  length,
+});
+
+function spliced(state: string, ranges: object[]): string {
+  // Text inside a string of the JSON.
+  const escaped = JSON.stringify(JSON.stringify(ranges)).slice(1, -1);
   let found = 0;
-  const spliced = state.replace(memoryRanges, (_, head: string) => {
+  const result = state.replace(memoryRanges, (_, head: string) => {
     found += 1;
-    return `${head}[]}`;
+    return `${head}${escaped}}`;
   });
   if (found !== 1)
     throw new ThawError(
       'hypervisor-failed',
       `the device state names its memory ranges ${found} times, not once`,
     );
-  return spliced;
+  return result;
 }
 
 // Cloud Hypervisor writes with one call and does not ask whether all of it was written.
@@ -97,7 +129,7 @@ const wrongSize = (what: string, path: string, sizeBytes: number, expectedBytes:
   new ThawError('restore-failed', `the ${what} ${path} has ${sizeBytes} bytes, not ${expectedBytes}`);
 
 export async function writeSnapshotDir(dir: string, config: VmConfig, state: string): Promise<void> {
-  await mkdir(dir);
+  await mkdir(dir, { recursive: true });
   await Promise.all([
     writeFile(join(dir, 'config.json'), JSON.stringify(config)),
     writeFile(join(dir, 'state.json'), state),

@@ -1,10 +1,11 @@
 // Owns how a Cloud Hypervisor process is confined: a directory that is all it sees, a uid of its own, no capability, no
 // way to new rights, limits on what it opens. Refuses to own its network (pool/host/network-slots.ts) and cgroup.
 // Invariant: a file is put into a jail as a link, so that nothing outside can be named from inside; a measure that this
-// host does not allow is left out with its reason, which `hardening.ts` reports.
+// host does not allow is left out with its reason, which `hardening.ts` (one level up) reports.
 import { statSync } from 'node:fs';
-import { chmod, chown, copyFile, link, mkdir, open, rename, stat } from 'node:fs/promises';
+import { chmod, chown, copyFile, link, mkdir, open, readFile, rename, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
+import { mountFile } from '../../host/file-mounts.ts';
 import { runTool } from '../../host/host-tool.ts';
 import type { NetworkSlot } from '../../host/network-slots.ts';
 
@@ -47,6 +48,7 @@ export class Jail {
     await mkdir(stashDir, { recursive: true, mode: 0o700 });
     const isRoot = confine && process.getuid?.() === 0;
     const noRoot = await whyNoRoot(program, isRoot, stashDir);
+    if (noRoot === undefined) await stashDevices(stashDir);
     return new Jail({ isRoot, ...(noRoot ? { noRoot } : {}) }, program, stashDir, binaryPath);
   }
 
@@ -86,11 +88,31 @@ export class Jail {
   /** The file stays its owner's: who may name it may read it, nobody but the owner may write it. */
   async placeReadable(source: string, dir: string, name: string): Promise<void> {
     await this.place(source, dir, name);
-    const path = join(dir, name);
+    await this.#letRead(join(dir, name));
+  }
+
+  async #letRead(path: string): Promise<void> {
     const { mode, uid } = await stat(path);
     if (this.facts.isRoot && ((mode & 0o004) === 0 || (mode & 0o022) !== 0))
       await chmod(path, (mode & 0o600) | 0o444);
     if (this.facts.isRoot && uid !== 0) await chown(path, 0, 0);
+  }
+
+  /**
+   * The page file: never a copy, for it may be far away and arrive page by page.
+   * @returns the path to unmount when the VMM has ended, if it took a mount.
+   */
+  async placePages(source: string, dir: string, name: string): Promise<string | undefined> {
+    const target = join(dir, name);
+    try {
+      await link(source, target);
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EXDEV') throw error;
+      await mountFile(source, target);
+      return target;
+    }
+    await this.#letRead(target);
+    return undefined;
   }
 
   /** The words that start the VMM in `dir`. */
@@ -132,14 +154,26 @@ async function copyOnce(source: string, target: string): Promise<void> {
   await rename(partial, target);
 }
 
-/** @returns the reason why a VMM cannot have its directory as its root here. */
-async function whyNoRoot(
+/** @returns the reason why a VMM cannot have its directory as its root here; looks, and changes nothing. */
+export async function whyNoRoot(
   program: readonly string[],
   isRoot: boolean,
-  stashDir: string,
+  dataDir: string,
 ): Promise<string | undefined> {
   if (!isRoot) return 'Thaw is not root';
   if (program.length > 1 || !(await isStatic(program[0]!))) return 'the binary is not linked statically';
+  const mounts = (await readFile('/proc/self/mountinfo', 'utf8')).trim().split('\n');
+  const holding = mounts
+    .map((line) => line.split(' '))
+    .filter(([, , , , at]) => at === '/' || dataDir === at || dataDir.startsWith(`${at}/`))
+    .sort(([, , , , a], [, , , , b]) => b!.length - a!.length)[0];
+  if (holding?.[5]?.split(',').includes('nodev'))
+    return 'the data directory is on a file system without devices';
+  return undefined;
+}
+
+/** The devices that every jail gets links to. */
+async function stashDevices(stashDir: string): Promise<void> {
   for (const { stashed, major, minor } of deviceNodes) {
     const path = join(stashDir, stashed);
     if (await stat(path).catch(() => undefined)) continue;
@@ -147,12 +181,6 @@ async function whyNoRoot(
     // Only who has a link to it in its jail can name it: the directory is root's.
     await chmod(path, 0o666);
   }
-  try {
-    await using _device = await open(join(stashDir, 'urandom'), 'r');
-  } catch {
-    return 'the data directory is on a file system without devices';
-  }
-  return undefined;
 }
 
 /** An ELF file without an interpreter (program header type 3). */

@@ -32,7 +32,7 @@ export class SpareVmms {
       metrics.fallbacks.inc({ kind: 'no-spare-vmm' });
       return (await this.#start()).vmm;
     }
-    if (!spare.vmm.hasEnded) return spare.vmm;
+    if (!spare.vmm.hasEnded && (await spare.vmm.answers())) return spare.vmm;
     await discard(spare);
     return this.take();
   }

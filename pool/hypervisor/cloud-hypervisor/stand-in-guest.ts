@@ -7,12 +7,12 @@ import { connect, type Socket } from 'node:net';
 import { createInterface } from 'node:readline';
 import koffi from 'koffi';
 import { agentPort, controlVsockPort } from '../../../shared/agent-protocol.ts';
+import { lowMemoryBytes } from './device-state.ts';
 
 const protection = 3;
 const mapShared = 1;
 const mapPrivate = 2;
-/** Above this, memory stands in two pieces, with a hole for devices between them. */
-export const lowMemoryBytes = 3 * 1024 ** 3;
+const highMemoryAddress = 4 * 1024 ** 3;
 const mark = 'THAW STAND-IN GUEST';
 const markAt = 0;
 const factsAt = 4096;
@@ -50,6 +50,12 @@ export class GuestMemory {
       at += length;
     }
     return new GuestMemory(pieces);
+  }
+
+  /** Puts a page where the guest has it. */
+  fill(gpa: number, bytes: Buffer): void {
+    const isLow = gpa < lowMemoryBytes;
+    bytes.copy(this.#pieces[isLow ? 0 : 1]!, isLow ? gpa : gpa - highMemoryAddress);
   }
 
   get pieces(): readonly Buffer[] {

@@ -1,14 +1,15 @@
 // Owns what tests of the driver start from where there is no KVM: the API's stand-in as the program, addresses of the
 // loopback as network slots, a few bytes as the guest image. For tests only.
 // Invariant: disposing leaves no process and no file.
-import { mkdir, mkdtemp, rm, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { newVmId } from '../../../shared/ids.ts';
 import { silentLog } from '../../../shared/log.ts';
 import type { NetworkSlot, NetworkSlots } from '../../host/network-slots.ts';
 import { capturedFilesIn, type Paths, pathsOf } from '../../host/paths.ts';
-import type { CapturedFiles, GuestImage, Machine } from '../hypervisor.ts';
+import { readProcessRecord, readStartTime } from '../../host/process-table.ts';
+import type { CapturedFiles, GuestImage, Machine, PageDelta } from '../hypervisor.ts';
 import type { Refusals } from './api-stand-in.ts';
 import { CloudHypervisor } from './cloud-hypervisor.ts';
 
@@ -95,7 +96,7 @@ export class StandInWorld implements AsyncDisposable {
     return { machine, files };
   }
 
-  async restore(from: CapturedFiles, hypervisor = this.hypervisor): Promise<Machine> {
+  async restore(from: CapturedFiles, hypervisor = this.hypervisor, delta?: PageDelta): Promise<Machine> {
     const vmId = newVmId();
     const runDir = await this.runDirOf(vmId);
     const machine = await hypervisor.restore({
@@ -105,9 +106,22 @@ export class StandInWorld implements AsyncDisposable {
       runDir,
       from,
       memory: 'private',
+      ...(delta ? { delta } : {}),
     });
     this.machines.push(machine);
     return machine;
+  }
+
+  /** Pids of processes that are held ready, by the records of their directories. */
+  async spareVmms(): Promise<number[]> {
+    const used = new Set(this.machines.map(({ pid }) => pid));
+    const pids: number[] = [];
+    for (const name of await readdir(this.paths.vmsDir)) {
+      const record = await readProcessRecord(this.paths.vmDir(name));
+      if (record && !used.has(record.pid) && (await readStartTime(record.pid)) !== undefined)
+        pids.push(record.pid);
+    }
+    return pids;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

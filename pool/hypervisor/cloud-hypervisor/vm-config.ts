@@ -16,6 +16,8 @@ export const names = {
   serial: 'serial',
   /** A snapshot that is read. */
   from: 'from',
+  /** In it: pages of memory. */
+  memory: 'memory-ranges',
   /** A snapshot that is written. */
   to: 'to',
 } as const;
@@ -52,6 +54,7 @@ export interface VmConfig {
   serial: { mode: 'File' | 'Null'; file?: string };
   console: { mode: 'Off' };
   landlock_enable?: boolean;
+  landlock_rules?: { path: string; access: 'rw' }[] | null;
 }
 
 export interface ConfigOptions {
@@ -77,7 +80,7 @@ export function bootConfig(shape: MachineShape, options: ConfigOptions): VmConfi
     vsock: { cid: guestCid, socket: names.vsock },
     serial: { mode: 'File', file: names.serial },
     console: { mode: 'Off' },
-    landlock_enable: options.landlock,
+    ...landlockOf(options),
   };
 }
 
@@ -95,9 +98,15 @@ export function cloneConfig(saved: VmConfig, options: ConfigOptions): VmConfig {
     net: saved.net.map((device) => ({ ...device, tap: tapName, host_mac: null })),
     // Nobody reads it, and a guest could fill the host's disk with it.
     serial: { mode: 'Null' },
-    landlock_enable: options.landlock,
+    ...landlockOf(options),
   };
 }
+
+/** By the directory, not file by file: a snapshot is written into one that is made for it. */
+const landlockOf = ({ landlock }: ConfigOptions) => ({
+  landlock_enable: landlock,
+  landlock_rules: landlock ? [{ path: '.', access: 'rw' as const }] : null,
+});
 
 export const memoryBytesOf = (config: VmConfig): number =>
   config.memory.zones.reduce((sum, zone) => sum + zone.size, 0);

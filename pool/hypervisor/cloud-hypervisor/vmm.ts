@@ -9,11 +9,13 @@ import { withDeadline } from '../../../shared/deadline.ts';
 import { ThawError } from '../../../shared/errors.ts';
 import type { Cgroup, CgroupLimits, Cgroups } from '../../host/cgroups.ts';
 import { type Child, startChild } from '../../host/child.ts';
+import { unmountFile } from '../../host/file-mounts.ts';
 import type { NetworkSlot, NetworkSlots } from '../../host/network-slots.ts';
 import { recordProcess } from '../../host/process-table.ts';
 import type { MachineExit } from '../hypervisor.ts';
 import { ApiClient } from './api-client.ts';
 import { readEvents } from './event-monitor.ts';
+import { typedFailure } from './failures.ts';
 import type { Jail } from './jail.ts';
 import { refusedVersion } from './versions.ts';
 import { names } from './vm-config.ts';
@@ -43,6 +45,7 @@ export class Vmm {
   #dir: string;
   #api: ApiClient;
   #cgroup: Cgroup | undefined;
+  #mounted: string | undefined;
   #ending: Promise<void> | undefined;
 
   private constructor(host: VmmHost, slot: NetworkSlot, dir: string, child: Child) {
@@ -81,7 +84,7 @@ export class Vmm {
     } catch (error) {
       if (vmm) await vmm.end();
       else host.slots.giveBack(slot);
-      throw error;
+      throw typedFailure(error, 'the start of Cloud Hypervisor', 'hypervisor-failed');
     }
   }
 
@@ -123,6 +126,14 @@ export class Vmm {
     return exitCode !== null || signalCode !== null;
   }
 
+  /** Its end may not have been told yet. */
+  answers(): Promise<boolean> {
+    return this.#api.ping().then(
+      () => true,
+      () => false,
+    );
+  }
+
   /** Lets the VMM read and write a file or directory in its jail. */
   give(path: string): Promise<void> {
     return this.#host.jail.give(path, this.slot.uid);
@@ -143,6 +154,11 @@ export class Vmm {
     return this.#host.jail.placeReadable(source, this.#dir, name);
   }
 
+  /** Puts the page file into the jail, to be read; from another file system for as long as the VMM lives. */
+  async placePages(source: string): Promise<void> {
+    this.#mounted = await this.#host.jail.placePages(source, this.#dir, names.pages);
+  }
+
   /** A file of this VMM by its name in the jail. */
   path(name: string): string {
     return join(this.#dir, name);
@@ -152,6 +168,7 @@ export class Vmm {
     this.kill();
     await withDeadline(`the end of Cloud Hypervisor ${this.pid}`, endTimeoutMs, this.exited);
     await this.#api.close();
+    if (this.#mounted !== undefined) await unmountFile(this.#mounted);
     await this.#cgroup?.remove();
     this.#host.slots.giveBack(this.slot);
   }

@@ -1,13 +1,16 @@
-// Owns `thaw deploy`: packs a directory, uploads it and waits until the version serves or has failed.
+// Owns `thaw deploy`: packs a directory, uploads it and waits until the version serves or has failed; the same for a
+// version that is made from a snapshot.
 // Invariant: it succeeds only when the gateway says that the version is ready.
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import type { Command } from 'commander';
+import type { EndpointBody } from '../../../shared/function-manifest.ts';
 import { receiveBundle } from '../../gateway/bundle.ts';
 import { gatewayDefaults } from '../../gateway/gateway-config.ts';
 import type { ApiClient } from '../api-client.ts';
-import { ApiError } from '../failure.ts';
+import { ApiError, UsageError } from '../failure.ts';
 import { type Bundle, packDirectory } from '../pack-directory.ts';
 import { createProgress, type Progress, secondsText, withStep } from '../progress.ts';
 import { type AddCommand, withClientOptions } from '../session.ts';
@@ -26,21 +29,86 @@ const waitSeconds = 240;
 const giveUpAfterMs = 20 * 60_000;
 const pollMs = 1_000;
 
+interface DeployFlags {
+  name?: string;
+  fromSnapshot?: string;
+  port?: string;
+  command?: string;
+}
+
+/** Without a snapshot `--port` means Thaw's own, as for all commands that talk to it. */
+function takePort(command: Command, flags: DeployFlags): DeployFlags {
+  if (flags.fromSnapshot !== undefined) command.setOptionValue('port', undefined);
+  return flags;
+}
+
+function portOf(text: string): number {
+  if (!/^[1-9][0-9]{0,4}$/.test(text) || Number(text) > 65_535)
+    throw new UsageError(`--port: expected a number from 1 to 65535, got ${JSON.stringify(text)}`);
+  return Number(text);
+}
+
 export const addDeploy: AddCommand = (program, session) => {
-  withClientOptions(program.command('deploy <dir>'))
-    .description('deploy a directory as a function and wait until it serves')
+  withClientOptions(program.command('deploy [dir]'), ['dataDir', 'host'])
+    .description("deploy a directory, or a sandbox's snapshot, as a function and wait until it serves")
     .option('--name <NAME>', "the function's name, where thaw.json does not give it")
-    .action(async (dir: string, options: { name?: string }, command) =>
-      session.withClient(command, async (client, output) => {
+    .option(
+      '--from-snapshot <ID>',
+      'instead of a directory: a snapshot, by id or name, in which a server runs',
+    )
+    .option(
+      '--port <PORT>',
+      'with --from-snapshot: where the server answers, inside the sandbox; else where Thaw answers',
+    )
+    .option('--command <SHELL>', 'with --from-snapshot: starts the server, if none runs')
+    .action(async (dir: string | undefined, options: DeployFlags, command: Command) => {
+      const flags = takePort(command, { ...options });
+      const work = workOf(dir, flags);
+      await session.withClient(command, async (client, output) => {
         const startedAtMs = performance.now();
-        const version = await deployDirectory(client, dir, createProgress(session.stderr), options.name);
+        const version = await work(client, createProgress(session.stderr));
         const elapsedMs = Math.round(performance.now() - startedAtMs);
         const url = `${client.url}/fn/${version.name}/`;
         output.value({ ...version, url, elapsedMs });
         output.line(`${version.name}@${version.version} is ready after ${secondsText(elapsedMs)}\n${url}`);
-      }),
-    );
+      });
+    });
 };
+
+type Work = (client: ApiClient, progress: Progress) => Promise<DeployedVersion>;
+
+/** @throws UsageError before anything is asked of Thaw. */
+function workOf(dir: string | undefined, { name, fromSnapshot, port, command }: DeployFlags): Work {
+  if (fromSnapshot === undefined) {
+    if (dir === undefined || command !== undefined)
+      throw new UsageError('give a directory, or --from-snapshot with --name, --port and maybe --command');
+    return (client, progress) => deployDirectory(client, dir, progress, name);
+  }
+  if (dir !== undefined) throw new UsageError('give a directory or --from-snapshot, not both');
+  if (name === undefined || port === undefined)
+    throw new UsageError('--from-snapshot needs --name and --port');
+  const argv = command === undefined ? {} : { command: ['/bin/bash', '-c', command] };
+  const body = { name, fromSnapshot, port: portOf(port), ...argv };
+  return (client, progress) => deploySnapshot(client, body, progress);
+}
+
+/** @throws ApiError naming the port when nothing answers there. */
+async function deploySnapshot(
+  client: ApiClient,
+  body: EndpointBody,
+  progress: Progress,
+): Promise<DeployedVersion> {
+  return withStep(progress, `deploying ${body.name} from ${body.fromSnapshot}`, async (step) => {
+    step.update('starting a clone');
+    const version = await client.json<DeployedVersion>('/v1/functions', {
+      method: 'POST',
+      headers: { 'content-type': 'application/json', prefer: `wait=${waitSeconds}` },
+      body: JSON.stringify(body),
+      headersTimeoutMs: (waitSeconds + 60) * 1_000,
+    });
+    return untilReady(client, version);
+  });
+}
 
 /** @throws ApiError with the end of the program's output when the build or the start failed. */
 export async function deployDirectory(
@@ -55,28 +123,30 @@ export async function deployDirectory(
   const title = `deploying ${bundle.name}: ${bundle.files} files, ${size}`;
   return withStep(progress, title, async (step) => {
     step.update('uploading and building');
-    const path = `/v1/functions/${bundle.name}/versions`;
-    let version = await client.json<DeployedVersion>(path, {
+    const version = await client.json<DeployedVersion>(`/v1/functions/${bundle.name}/versions`, {
       method: 'POST',
       headers: { 'content-type': 'application/x-tar', prefer: `wait=${waitSeconds}` },
       body: bundle.stream(),
       headersTimeoutMs: (waitSeconds + 60) * 1_000,
     });
-    const deadlineMs = performance.now() + giveUpAfterMs;
-    while (version.state === 'building') {
-      if (performance.now() > deadlineMs)
-        throw new ApiError(
-          504,
-          'deadline-exceeded',
-          `${bundle.name}@${version.version} is still being built`,
-          undefined,
-        );
-      await delay(pollMs);
-      version = await client.json<DeployedVersion>(`${path}/${version.version}`);
-    }
-    if (version.error) throw buildFailure(version.error);
-    return version;
+    return untilReady(client, version);
   });
+}
+
+async function untilReady(client: ApiClient, accepted: DeployedVersion): Promise<DeployedVersion> {
+  const path = `/v1/functions/${accepted.name}/versions/${accepted.version}`;
+  const deadlineMs = performance.now() + giveUpAfterMs;
+  let version = accepted;
+  while (version.state === 'building') {
+    if (performance.now() > deadlineMs) {
+      const label = `${version.name}@${version.version}`;
+      throw new ApiError(504, 'deadline-exceeded', `${label} is still being built`, undefined);
+    }
+    await delay(pollMs);
+    version = await client.json<DeployedVersion>(path);
+  }
+  if (version.error) throw buildFailure(version.error);
+  return version;
 }
 
 function buildFailure({ code, detail, output }: NonNullable<DeployedVersion['error']>): ApiError {
@@ -89,8 +159,8 @@ function buildFailure({ code, detail, output }: NonNullable<DeployedVersion['err
 export async function deployUnlessServed(client: ApiClient, dir: string, progress: Progress): Promise<void> {
   const bundle = await packDirectory(dir);
   const served = await client.send(`/v1/functions/${bundle.name}`);
-  const known = (await served.body.json()) as { current?: { bundle: { sha256: string } } | null };
-  if (served.statusCode === 200 && known.current?.bundle.sha256 === (await contentHashOf(bundle))) return;
+  const known = (await served.body.json()) as { current?: { bundle: { sha256: string } | null } | null };
+  if (served.statusCode === 200 && known.current?.bundle?.sha256 === (await contentHashOf(bundle))) return;
   await deployDirectory(client, dir, progress);
 }
 

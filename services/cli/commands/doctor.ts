@@ -6,11 +6,14 @@ import { availableParallelism, freemem, release, totalmem } from 'node:os';
 import { promisify } from 'node:util';
 import type { Command } from 'commander';
 import { pathsOf } from '../../../pool/host/paths.ts';
-import { rememberedChoice } from '../../../pool/hypervisor/choose.ts';
+import { findCloudHypervisor, rememberedChoice } from '../../../pool/hypervisor/choose.ts';
+import { versionOf } from '../../../pool/hypervisor/cloud-hypervisor/cloud-hypervisor.ts';
+import { hardeningOf } from '../../../pool/hypervisor/hardening.ts';
 import type { Config } from '../../../shared/config.ts';
+import { nameOf } from '../choose-machine.ts';
 import { runningHolder } from '../data-dir-lock.ts';
 import { ExitCode, exitCodes } from '../failure.ts';
-import { hostPrograms, missingPrograms } from '../host-packages.ts';
+import { missingPrograms, neededPrograms } from '../host-packages.ts';
 import { addConfigOptions } from '../load-config.ts';
 import { table } from '../output.ts';
 import { type AddCommand, type Session, withJson } from '../session.ts';
@@ -26,21 +29,21 @@ export interface Finding {
 
 export const addDoctor: AddCommand = (program, session) => {
   addConfigOptions(withJson(program.command('doctor')))
-    .description('say what this machine has and what Thaw would use; fails when Thaw could not start')
-    .option('--strict', 'warnings fail, too')
-    .action((options: { strict?: boolean }, command: Command) =>
-      doctor(session, command, options.strict ?? false),
-    );
+    .description(
+      'say what this machine has and what Thaw would use; fails when Thaw could not start, with --strict on warnings, too',
+    )
+    .action((_options, command: Command) => doctor(session, command));
 };
 
-async function doctor(session: Session, command: Command, strict: boolean): Promise<void> {
+async function doctor(session: Session, command: Command): Promise<void> {
   const output = session.output(command);
   const { config } = await session.config(command);
+  const { strict } = config;
   const findings = [
-    await programs(),
+    await programs(config),
     await hypervisor(config),
     await kvm(),
-    privileges(),
+    ...(await hardening(config)),
     await disk(config),
     memory(config),
     await running(config),
@@ -57,28 +60,61 @@ async function doctor(session: Session, command: Command, strict: boolean): Prom
   if (bad) throw new ExitCode(exitCodes.failed);
 }
 
-async function programs(): Promise<Finding> {
+async function programs(config: Config): Promise<Finding> {
   const what = 'host programs';
-  const missing = await missingPrograms();
-  if (missing.length === 0) return { what, state: 'ok', detail: `all ${hostPrograms.length} are installed` };
+  const needed = await neededPrograms(config);
+  const missing = await missingPrograms(needed);
+  if (missing.length === 0) return { what, state: 'ok', detail: `all ${needed.length} are installed` };
   const packages = [...new Set(missing.map(({ debianPackage }) => debianPackage))].join(' ');
   return { what, state: 'fail', detail: `missing: apt-get install --no-install-recommends ${packages}` };
 }
 
-async function hypervisor({ hypervisor: asked, dataDir }: Config): Promise<Finding> {
+async function hypervisor(config: Config): Promise<Finding> {
   const what = 'hypervisor';
+  const { hypervisor: asked, dataDir } = config;
   if (asked === 'process')
     return { what, state: 'warn', detail: 'process: guests are not isolated; tests only' };
-  const version = await run('qemu-system-x86_64', ['--version']).then(
-    ({ stdout }) => /version ([^\s(]+)/.exec(stdout)?.[1] ?? 'of an unknown version',
+  const versions = await Promise.all([cloudHypervisorHere(config), qemuHere(config)]);
+  const [cloud, qemu] = versions;
+  if (cloud?.fault !== undefined && (asked === 'cloud-hypervisor' || config.cloudHypervisor !== undefined))
+    return { what, state: 'fail', detail: cloud.fault };
+  const choice = await rememberedChoice(pathsOf(dataDir).hypervisorChoice);
+  if (choice !== undefined && (asked === 'auto' || asked === choice.hypervisor)) {
+    const { version } = (choice.hypervisor === 'qemu' ? qemu : cloud) ?? {};
+    const state = version === undefined ? 'fail' : choice.accelerator === 'kvm' ? 'ok' : 'warn';
+    const detail = `${nameOf(choice)} ${version ?? 'is missing'}: ${choice.reason} (tried ${choice.decidedAt})`;
+    return { what, state, detail };
+  }
+  const named = [
+    cloud?.version && `Cloud Hypervisor ${cloud.version}`,
+    qemu?.version && `QEMU ${qemu.version}`,
+  ];
+  const found = named.filter((each) => each);
+  if (found.length === 0)
+    return { what, state: 'fail', detail: `${asked === 'auto' ? 'QEMU' : asked} is missing` };
+  return { what, state: 'ok', detail: `${found.join(', ')}; whether KVM works is tried at the first start` };
+}
+
+/** @returns undefined where configuration leaves it out or there is none. */
+async function cloudHypervisorHere(
+  config: Config,
+): Promise<{ version?: string; fault?: string } | undefined> {
+  if (config.hypervisor === 'qemu') return undefined;
+  const binary = await findCloudHypervisor(config.cloudHypervisor);
+  if (binary === undefined)
+    return config.hypervisor === 'auto' ? undefined : { fault: 'THAW_CLOUD_HYPERVISOR names no binary' };
+  return versionOf([binary]).then(
+    (version) => ({ version }),
+    (error: Error) => ({ fault: error.message }),
+  );
+}
+
+async function qemuHere({ hypervisor: asked }: Config): Promise<{ version: string } | undefined> {
+  if (asked === 'cloud-hypervisor') return undefined;
+  return run('qemu-system-x86_64', ['--version']).then(
+    ({ stdout }) => ({ version: /version ([^\s(]+)/.exec(stdout)?.[1] ?? 'of an unknown version' }),
     () => undefined,
   );
-  if (version === undefined) return { what, state: 'fail', detail: 'QEMU is missing' };
-  const choice = await rememberedChoice(pathsOf(dataDir).hypervisorChoice);
-  if (choice === undefined)
-    return { what, state: 'ok', detail: `QEMU ${version}; whether KVM works is tried at the first start` };
-  const state = choice.accelerator === 'kvm' ? 'ok' : 'warn';
-  return { what, state, detail: `QEMU ${version}: ${choice.reason} (tried ${choice.decidedAt})` };
 }
 
 async function kvm(): Promise<Finding> {
@@ -92,12 +128,18 @@ async function kvm(): Promise<Finding> {
   return { what: '/dev/kvm', state: usable ? 'ok' : 'warn', detail };
 }
 
-function privileges(): Finding {
-  const root = process.getuid?.() === 0;
-  const detail = root
-    ? 'root: every VMM gets a uid of its own, and no right to start anything'
-    : 'not root: all VMMs run as this user; a guest that breaks out of its VMM may touch the others';
-  return { what: 'privileges', state: root ? 'ok' : 'warn', detail };
+/** Of the hypervisor that was chosen last, else of the one that would be tried first. */
+async function hardening(config: Config): Promise<Finding[]> {
+  const binary = await findCloudHypervisor(config.cloudHypervisor);
+  const choice = await rememberedChoice(pathsOf(config.dataDir).hypervisorChoice);
+  const first = binary === undefined ? 'qemu' : 'cloud-hypervisor';
+  const hypervisor = config.hypervisor === 'auto' ? (choice?.hypervisor ?? first) : config.hypervisor;
+  const measures = await hardeningOf({ hypervisor, binary, dataDir: config.dataDir });
+  return measures.map(({ name, inForce, detail }) => ({
+    what: `hardening: ${name}`,
+    state: inForce ? 'ok' : config.strict ? 'fail' : 'warn',
+    detail: `${inForce ? 'in force' : 'not in force'}: ${detail}`,
+  }));
 }
 
 async function disk({ dataDir, minFreeDiskMb }: Config): Promise<Finding> {

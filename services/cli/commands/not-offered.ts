@@ -4,7 +4,6 @@ import type { AddCommand } from '../session.ts';
 
 const commands: [name: string, what: string][] = [
   ['serve', 'running the gateway and nodes as separate programs'],
-  ['template', 'building templates of your own'],
   ['nodes', 'more than one node'],
 ];
 

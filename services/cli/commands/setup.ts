@@ -1,18 +1,18 @@
 // Owns `thaw setup`: installs what the host lacks, saying what and why; with --image, makes the guest image, too.
 import { defaultCacheDir, ensureImage } from '../../../images/image.ts';
-import { installPackages, missingPrograms } from '../host-packages.ts';
+import { installPackages, missingPrograms, neededPrograms } from '../host-packages.ts';
 import { addConfigOptions } from '../load-config.ts';
 import { createProgress, withStep } from '../progress.ts';
 import { type AddCommand, withJson } from '../session.ts';
 
 export const addSetup: AddCommand = (program, session) => {
-  addConfigOptions(withJson(program.command('setup')), ['cacheDir'])
+  addConfigOptions(withJson(program.command('setup')), ['cacheDir', 'hypervisor', 'cloudHypervisor'])
     .description('install the Debian packages that this machine lacks')
     .option('--image', 'build the guest image as well')
     .action(async (options: { image?: boolean }, command) => {
       const { config } = await session.config(command);
       const progress = createProgress(session.stderr);
-      const missing = await missingPrograms();
+      const missing = await missingPrograms(await neededPrograms(config));
       for (const { debianPackage, program: name, why } of missing)
         progress.note(`  ${debianPackage}: ${name} ${why}`);
       if (missing.length > 0)

@@ -1,4 +1,5 @@
-// Owns `thaw snapshot`: ls, inspect, rm. Refuses to own taking them (sandbox-capture.ts).
+// Owns `thaw snapshot`: ls, inspect, verify, rm. Refuses to own taking them (sandbox-capture.ts).
+import { ExitCode, exitCodes } from '../failure.ts';
 import { table } from '../output.ts';
 import { type AddCommand, withClientOptions } from '../session.ts';
 
@@ -12,11 +13,33 @@ interface SnapshotRow {
   clones: number;
   sizeBytes: number;
   uniqueBytes: number;
+  here: boolean;
+  stored: 'yes' | 'waiting' | 'refused' | 'no';
+  storedBytes: number | null;
   dirtyPages: number | null;
   pauseMs: Record<string, number>;
   compatibility: Record<string, string>;
   createdAt: string;
 }
+
+interface Verification {
+  snapshotId: string;
+  copies: {
+    copy: 'local' | 'store';
+    units: string;
+    checked: number;
+    bytes: number;
+    damaged: { what: string; reason: string }[];
+  }[];
+}
+
+/** Reading a large snapshot to its end. */
+const verifyTimeoutMs = 900_000;
+/** What a check says, and what it cannot say. */
+const checkedHow = {
+  local: 'record, files, sizes, read to the end; local files have no checksums',
+  store: 'every frame, by its checksum',
+};
 
 const mb = (bytes: number): string => `${(bytes / 1024 / 1024).toFixed(1)} MB`;
 
@@ -28,21 +51,7 @@ export const addSnapshot: AddCommand = (program, session) => {
       session.withClient(command, async (client, output) => {
         const { snapshots } = await client.json<{ snapshots: SnapshotRow[] }>('/v1/snapshots');
         output.value({ snapshots });
-        output.line(
-          table(
-            ['SNAPSHOT', 'NAMES', 'KIND', 'CLONES', 'MEMORY', 'UNIQUE', 'PAUSE', 'CREATED'],
-            treeOf(snapshots).map(({ row, depth }) => [
-              `${'  '.repeat(depth)}${row.snapshotId}`,
-              row.names.join(' '),
-              row.kind,
-              row.clones,
-              mb(row.sizeBytes),
-              mb(row.uniqueBytes),
-              row.pauseMs.total === undefined ? null : `${row.pauseMs.total.toFixed(1)} ms`,
-              row.createdAt,
-            ]),
-          ),
-        );
+        output.line(treeTable(treeOf(snapshots)));
       }),
     );
   withClientOptions(snapshot.command('inspect <id>'))
@@ -50,7 +59,12 @@ export const addSnapshot: AddCommand = (program, session) => {
     .action(async (id: string, _options, command) =>
       session.withClient(command, async (client, output) => {
         const row = await client.json<SnapshotRow>(`/v1/snapshots/${encodeURIComponent(id)}`);
-        output.value(row);
+        const { snapshots } = await client.json<{ snapshots: SnapshotRow[] }>('/v1/snapshots');
+        const lineage = lineageOf(snapshots, row.snapshotId);
+        output.value({
+          ...row,
+          lineage: lineage.map(({ row: { snapshotId }, depth }) => ({ snapshotId, depth })),
+        });
         const pauses = Object.entries(row.pauseMs).map(([stage, ms]) => [
           `pause: ${stage}`,
           `${ms.toFixed(2)} ms`,
@@ -65,10 +79,14 @@ export const addSnapshot: AddCommand = (program, session) => {
               ['kind', row.kind],
               ['sandbox', row.sandboxId],
               ['parent', row.parent],
-              ['children', row.children.join(' ')],
               ['clones that run', row.clones],
               ['memory', mb(row.sizeBytes)],
               ['unique', mb(row.uniqueBytes)],
+              ['on this node', row.here ? 'yes' : 'no, comes when it is needed'],
+              [
+                'in the store',
+                row.storedBytes === null ? row.stored : `${row.stored}, ${mb(row.storedBytes)}`,
+              ],
               ['dirty pages', row.dirtyPages],
               ...pauses,
               ...fits,
@@ -76,6 +94,23 @@ export const addSnapshot: AddCommand = (program, session) => {
             ],
           ),
         );
+        output.line(`\n${treeTable(lineage, row.snapshotId)}`);
+      }),
+    );
+  withClientOptions(snapshot.command('verify <id>'))
+    .description('read a snapshot, by id or name, to its end and say what is damaged')
+    .action(async (id: string, _options, command) =>
+      session.withClient(command, async (client, output) => {
+        const path = `/v1/snapshots/${encodeURIComponent(id)}/verification`;
+        const verification = await client.json<Verification>(path, { headersTimeoutMs: verifyTimeoutMs });
+        output.value(verification);
+        for (const { copy, units, checked, bytes, damaged } of verification.copies) {
+          const verdict = damaged.length === 0 ? 'sound' : `${damaged.length} of ${checked} ${units} damaged`;
+          output.line(`${copy}: ${verdict}; ${checked} ${units}, ${mb(bytes)} read (${checkedHow[copy]})`);
+          for (const { what, reason } of damaged) output.line(`  ${what}: ${reason}`);
+        }
+        if (verification.copies.some(({ damaged }) => damaged.length > 0))
+          throw new ExitCode(exitCodes.failed);
       }),
     );
   withClientOptions(snapshot.command('rm <id>'))
@@ -90,11 +125,53 @@ export const addSnapshot: AddCommand = (program, session) => {
 };
 
 /** Parents before their children, each child one step in. A parent that is gone leaves its children as roots. */
-export function treeOf(rows: SnapshotRow[]): { row: SnapshotRow; depth: number }[] {
+export function treeOf(rows: SnapshotRow[]): TreeRow[] {
   const known = new Set(rows.map((row) => row.snapshotId));
-  const below = (parent: string | null, depth: number): { row: SnapshotRow; depth: number }[] =>
-    rows
-      .filter((row) => (row.parent !== null && known.has(row.parent) ? row.parent : null) === parent)
-      .flatMap((row) => [{ row, depth }, ...below(row.snapshotId, depth + 1)]);
-  return below(null, 0);
+  const parentOf = ({ parent }: SnapshotRow) => (parent !== null && known.has(parent) ? parent : null);
+  const children = Map.groupBy(rows, parentOf);
+  const tree: TreeRow[] = [];
+  // No recursion: a lineage may be as deep as there are snapshots.
+  const left = (children.get(null) ?? []).map((row) => ({ row, depth: 0 })).reverse();
+  for (let next = left.pop(); next; next = left.pop()) {
+    tree.push(next);
+    const below = children.get(next.row.snapshotId) ?? [];
+    for (const row of below.toReversed()) left.push({ row, depth: next.depth + 1 });
+  }
+  return tree;
+}
+
+interface TreeRow {
+  row: SnapshotRow;
+  depth: number;
+}
+
+/** Of one snapshot: what it came from, itself, and what came from it. */
+export function lineageOf(rows: SnapshotRow[], snapshotId: string): TreeRow[] {
+  const byId = new Map(rows.map((row) => [row.snapshotId, row]));
+  const related = new Set<string>();
+  for (let row = byId.get(snapshotId); row && !related.has(row.snapshotId); row = byId.get(row.parent ?? ''))
+    related.add(row.snapshotId);
+  const tree = treeOf(rows);
+  const own = tree.findIndex(({ row }) => row.snapshotId === snapshotId);
+  for (let at = own + 1; at < tree.length && tree[at]!.depth > tree[own]!.depth; at++)
+    related.add(tree[at]!.row.snapshotId);
+  return tree.filter(({ row }) => related.has(row.snapshotId));
+}
+
+/** @param marked pointed at. */
+function treeTable(tree: TreeRow[], marked?: string): string {
+  return table(
+    ['SNAPSHOT', 'NAMES', 'KIND', 'CLONES', 'MEMORY', 'UNIQUE', 'STORED', 'PAUSE', 'CREATED'],
+    tree.map(({ row, depth }) => [
+      `${'  '.repeat(depth)}${row.snapshotId}${row.snapshotId === marked ? ' ←' : ''}`,
+      row.names.join(' '),
+      row.kind,
+      row.clones,
+      mb(row.sizeBytes),
+      mb(row.uniqueBytes),
+      row.here ? row.stored : 'only',
+      row.pauseMs.total === undefined ? null : `${row.pauseMs.total.toFixed(1)} ms`,
+      row.createdAt,
+    ]),
+  );
 }

@@ -247,9 +247,77 @@ describe('functions', () => {
   it('say what is not offered yet', async () => {
     const post = (path: string) =>
       gateway.call(path, { method: 'POST', body: '{}', headers: { 'content-type': 'application/json' } });
-    await assertProblem(await post('/v1/functions'), 501, 'not-implemented');
     await assertProblem(await post('/v1/functions/first/invocations'), 501, 'not-implemented');
     await assertProblem(await gateway.call('/v1/invocations/x'), 501, 'not-implemented');
+  });
+});
+
+const fromSnapshot = (body: object, headers: Record<string, string> = {}) =>
+  gateway.call('/v1/functions', {
+    method: 'POST',
+    body: JSON.stringify(body),
+    headers: { 'content-type': 'application/json', prefer: 'wait=10', ...headers },
+  });
+
+describe('functions from snapshots', () => {
+  it('are versions like others, and outlive the snapshot', async () => {
+    const snapshotId = await gateway.saveSandbox();
+    const made = await fromSnapshot({ name: 'saved', fromSnapshot: snapshotId, port: 8000 });
+    const body = await json(made);
+    assert.equal(made.status, 201, JSON.stringify(body));
+    assert.equal(made.headers.get('location'), '/v1/functions/saved/versions/1');
+    assert.deepEqual([body.state, body.bundle, body.fromSnapshot], ['ready', null, snapshotId]);
+    assert.notEqual(body.snapshotId, snapshotId);
+    assert.deepEqual([body.manifest.port, body.manifest.memoryMb, body.manifest.prime], [8000, 512, ['/']]);
+    await gateway.node.removeSnapshot(snapshotId);
+    assert.equal((await fetch(`${gateway.url}/fn/saved/hi`)).status, 200);
+    assert.equal((await fetch(`${gateway.url}/fn/saved@1/hi`)).status, 200);
+    const headers = { 'content-type': 'application/json' };
+    const tuned = await gateway.call('/v1/functions/saved', {
+      method: 'PATCH',
+      body: JSON.stringify({ warm: { min: 3, max: 4 } }),
+      headers,
+    });
+    assert.deepEqual((await json(tuned)).pool, { warm: 3 });
+    const later = await deploy('saved', { 'index.js': '' });
+    assert.equal((await json(later)).version, 2);
+    assert.equal((await fetch(`${gateway.url}/fn/saved@1/hi`)).status, 200);
+  });
+
+  it('answer 202 while they are made', async () => {
+    const snapshotId = await gateway.saveSandbox();
+    const release = holdBuilds();
+    const made = await fromSnapshot(
+      { name: 'slow-saved', fromSnapshot: snapshotId, port: 8000 },
+      { prefer: '' },
+    );
+    assert.equal(made.status, 202);
+    release();
+    await eventually('it serves', () => gateway.state.functions.resolve('slow-saved') !== undefined);
+  });
+
+  it('are refused with the reason', async () => {
+    const snapshotId = await gateway.saveSandbox();
+    const good = { name: 'refused', fromSnapshot: snapshotId, port: 8000 };
+    const with_ = (changes: object) => fromSnapshot({ ...good, ...changes });
+    await assertProblem(await with_({ name: 'Bad' }), 400, 'bad-name');
+    await assertProblem(await with_({ fromSnapshot: 'none' }), 404, 'template-not-found');
+    await assertProblem(await with_({ port: undefined }), 400, 'bad-request', /port/);
+    await assertProblem(await with_({ port: 70_000 }), 400, 'bad-request', /port/);
+    await assertProblem(await with_({ port: 49_983 }), 400, 'bad-request', /Thaw's own/);
+    await assertProblem(await with_({ prime: [] }), 400, 'bad-request', /prime/);
+    await assertProblem(await with_({ memoryMb: 256 }), 400, 'bad-request', /memoryMb: the snapshot has 512/);
+    await assertProblem(await with_({ env: { A: 'b' } }), 400, 'bad-request', /command/);
+    await assertProblem(await with_({ warm: { min: 3, max: 2 } }), 400, 'bad-request', /warm\.min/);
+    await assertProblem(await with_({ runtime: 'node' }), 400, 'bad-request');
+    await assertProblem(
+      await fetch(`${gateway.url}/v1/functions`, { method: 'POST' }),
+      401,
+      'unauthenticated',
+    );
+    assert.equal(gateway.state.functions.get('refused'), undefined);
+    await assertProblem(await with_({ port: 8001 }), 422, 'start-failed', /port 8001/);
+    assert.equal(gateway.state.functions.get('refused')?.versions[0]?.state, 'failed');
   });
 });
 
@@ -273,6 +341,11 @@ describe('a restarted gateway', () => {
     assert.deepEqual(await gateway.app.gateway.readiness(), { ready: true, notes: [] });
     assert.equal((await fetch(`${gateway.url}/fn/durable/`)).status, 200);
     assert.equal((await fetch(`${gateway.url}/fn/durable@1/`)).status, 200);
+    assert.equal(
+      (await fetch(`${gateway.url}/fn/saved@1/`)).status,
+      200,
+      'made from a snapshot that is gone',
+    );
     assert.equal(gateway.node.served.get('durable@1')?.manifest.warm.min, 0);
     await eventually(
       'the interrupted build is marked',

@@ -5,7 +5,12 @@ import type { Readable } from 'node:stream';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
 import { type Static, Type } from 'typebox';
 import { type ErrorCode, ThawError } from '../../../shared/errors.ts';
-import { functionManifestSchema } from '../../../shared/function-manifest.ts';
+import {
+  type EndpointBody,
+  endpointBodySchema,
+  functionManifestSchema,
+  manifestOfEndpoint,
+} from '../../../shared/function-manifest.ts';
 import { functionNamePattern, versionPattern } from '../../../shared/ids.ts';
 import { problemHeadersOf, problemOf } from '../../../shared/problem.ts';
 import { receiveBundle } from '../bundle.ts';
@@ -33,16 +38,20 @@ export function functionRoutes(context: GatewayContext) {
     app.addHook('onRequest', async ({ headers }) => requireCaller(context, headers));
     app.addHook('onRequest', async ({ params }) => {
       const { name } = params as { name?: string };
-      if (name !== undefined && !functionNamePattern.test(name))
-        throw new ThawError('bad-name', `a function's name must match ${functionNamePattern.source}`);
+      if (name !== undefined) requireName(name);
     });
     app.register(deployRoute(context));
     readRoutes(app, context);
     changeRoutes(app, context);
-    app.post('/v1/functions', async () => notOffered('making a function from a sandbox snapshot'));
+    endpointRoute(app, context);
     app.post('/v1/functions/:name/invocations', async () => notOffered('asynchronous invocation'));
     app.get('/v1/invocations/:id', async () => notOffered('asynchronous invocation'));
   };
+}
+
+function requireName(name: string): void {
+  if (!functionNamePattern.test(name))
+    throw new ThawError('bad-name', `a function's name must match ${functionNamePattern.source}`);
 }
 
 export function sendProblem(
@@ -74,14 +83,30 @@ function deployRoute(context: GatewayContext) {
       { bodyLimit: Number.MAX_SAFE_INTEGER },
       async (request, reply) => {
         const { name } = request.params;
-        const deployment = await accept(context, name, request);
-        const waitMs = waitMsOf(request.headers.prefer);
-        const finished = waitMs > 0 ? await settledWithin(deployment, waitMs) : undefined;
-        if (finished !== undefined) reply.header('preference-applied', `wait=${waitMs / 1_000}`);
-        return answerDeploy(reply, finished ?? deployment.record);
+        return answerDeploy(request, reply, await accept(context, name, request));
       },
     );
   };
+}
+
+/** A sandbox's snapshot becomes a version, with its server as the function. */
+function endpointRoute(app: FastifyInstance, context: GatewayContext): void {
+  const { deployments, node } = context;
+  app.post<{ Body: EndpointBody }>(
+    '/v1/functions',
+    { schema: { body: endpointBodySchema } },
+    async (request, reply) => {
+      deployments.requireRoom();
+      const { name, fromSnapshot } = request.body;
+      requireName(name);
+      const facts = await node.inspectSnapshot(fromSnapshot);
+      if (facts.kind === 'function')
+        throw new ThawError('conflict', `${fromSnapshot} is a function's snapshot; take one of a sandbox`);
+      const manifest = manifestOfEndpoint(request.body, facts);
+      const deployment = await deployments.begin(name, { manifest, fromSnapshot: facts.snapshotId });
+      return answerDeploy(request, reply, deployment);
+    },
+  );
 }
 
 async function accept(
@@ -124,7 +149,15 @@ async function settledWithin(deployment: Deployment, waitMs: number): Promise<Ve
   }
 }
 
-function answerDeploy(reply: FastifyReply, record: VersionRecord) {
+async function answerDeploy(
+  { headers }: { headers: FastifyRequest['headers'] },
+  reply: FastifyReply,
+  deployment: Deployment,
+) {
+  const waitMs = waitMsOf(headers.prefer);
+  const finished = waitMs > 0 ? await settledWithin(deployment, waitMs) : undefined;
+  if (finished !== undefined) reply.header('preference-applied', `wait=${waitMs / 1_000}`);
+  const record = finished ?? deployment.record;
   reply.header('location', `/v1/functions/${record.name}/versions/${record.version}`);
   if (record.error !== null) throw buildProblem(record.error);
   return reply.code(record.state === 'ready' ? 201 : 202).send(versionBody(record));
@@ -234,7 +267,11 @@ function versionBody(record: VersionRecord) {
     state: record.state,
     // Values of environment variables are often secrets: only their names are shown.
     manifest: { ...manifest, env: Object.keys(env) },
-    bundle: { sha256: record.bundleSha256, sizeBytes: record.bundleSizeBytes },
+    bundle:
+      record.bundleSha256 === null
+        ? null
+        : { sha256: record.bundleSha256, sizeBytes: record.bundleSizeBytes },
+    fromSnapshot: record.fromSnapshot ?? null,
     snapshotId: record.snapshotId,
     createdAt: record.createdAt,
     finishedAt: record.finishedAt,

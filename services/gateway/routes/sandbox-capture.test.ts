@@ -37,7 +37,11 @@ describe('saving sandboxes', () => {
       unknown
     >;
     assert.equal(detail.sandboxId, sandbox.sandboxId);
+    const checked = await gateway.call(`/v1/snapshots/${snapshotId}/verification`);
+    const { copies } = (await checked.json()) as { copies: { copy: string; damaged: unknown[] }[] };
+    assert.deepEqual([checked.status, copies[0]?.copy, copies[0]?.damaged], [200, 'local', []]);
     assert.equal(await Sandbox.deleteSnapshot(snapshotId, connection()), true);
+    assert.equal((await gateway.call(`/v1/snapshots/${snapshotId}/verification`)).status, 404);
     assert.equal(await Sandbox.deleteSnapshot(snapshotId, connection()), false);
     await clone.kill();
     await sandbox.kill();

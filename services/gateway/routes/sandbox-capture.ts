@@ -1,5 +1,5 @@
-// Owns the E2B routes that save a sandbox: pause, resume, snapshots, fork; and the list and removal of snapshots.
-// Refuses to own what they do (sandboxes.ts) and Thaw's own snapshot routes (snapshots.ts).
+// Owns the E2B routes that save a sandbox: pause, resume, snapshots, fork; and the list of snapshots.
+// Refuses to own what they do (sandboxes.ts), their removal (templates.ts) and Thaw's own snapshot routes (snapshots.ts).
 // Invariant: the memory of a paused sandbox is nobody's snapshot and never shown as one.
 import type { FastifyInstance } from 'fastify';
 import { type Static, Type } from 'typebox';
@@ -10,8 +10,8 @@ import type { GatewayContext } from '../gateway-context.ts';
 import type { SnapshotFacts } from '../node-client.ts';
 import { integerIn, type Query, textIn } from '../query-values.ts';
 import { pauseNameOf } from '../sandboxes.ts';
+import { isTemplatesName } from '../template-names.ts';
 import { connection, idOf, requireMemory, timeoutMsOf, v1TimeoutSeconds } from './sandboxes.ts';
-import { snapshotNameOf } from './snapshots.ts';
 
 type WithId = { Params: { id: string } };
 
@@ -65,6 +65,7 @@ export function captureRoutes(app: FastifyInstance, context: GatewayContext): vo
     { schema: { body: snapshotBody } },
     async ({ params, body }, reply) => {
       requireMemory(body.memory);
+      if (body.name) context.templates.requireFree(body.name);
       const facts = await sandboxes.snapshot(idOf(params), body.name ? [body.name] : []);
       return reply.code(201).send(snapshotInfo(facts));
     },
@@ -103,15 +104,12 @@ function listingRoutes(app: FastifyInstance, context: GatewayContext): void {
     if (found.length > limit) reply.header('x-next-token', tokenOf(page.at(-1)!));
     return page.map(snapshotInfo);
   });
-  app.delete<WithId>('/templates/:id', async ({ params }, reply) => {
-    await context.node.removeSnapshot(snapshotNameOf(params));
-    return reply.code(204).send();
-  });
 }
 
 /** The memory of paused sandboxes, templates and functions are not what a user saved. */
 export const isShown = ({ kind, names, sandboxId }: SnapshotFacts): boolean =>
-  kind === 'sandbox' && !(sandboxId !== null && names.includes(pauseNameOf(sandboxId)));
+  kind === 'sandbox' &&
+  !names.some((name) => isTemplatesName(name) || (sandboxId !== null && name === pauseNameOf(sandboxId)));
 
 const snapshotInfo = ({ snapshotId, names }: SnapshotFacts) => ({ snapshotID: snapshotId, names });
 

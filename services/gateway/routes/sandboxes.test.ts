@@ -107,7 +107,7 @@ describe('the sandbox control plane', () => {
       await assertE2bError(await post(body), 501, /not offered/);
     await create({ network: { allowPublicTraffic: true }, volumeMounts: [], autoPause: false });
     for (const [method, path] of [
-      ['GET', '/templates'],
+      ['POST', '/v2/templates'],
       ['POST', '/volumes'],
     ] as const)
       await assertE2bError(await send(method, path, method === 'POST' ? {} : undefined), 501, /not offered/);

@@ -25,6 +25,7 @@ import {
   type SetTimeoutBody,
   setTimeoutBody,
 } from './sandbox-schemas.ts';
+import { templateRoutes } from './templates.ts';
 
 /** What the guest agent implements: up to watching of network mounts. */
 export const envdVersion = '0.6.4';
@@ -36,14 +37,10 @@ const v2TimeoutSeconds = 300;
 
 /** Laid out so that a client gets a plain answer; each moves to a handler of its own when it is offered. */
 const notOffered: [method: 'GET' | 'POST' | 'PUT' | 'DELETE' | 'PATCH', path: string][] = [
-  ['GET', '/templates'],
   ['POST', '/templates'],
-  ['GET', '/templates/aliases/:alias'],
   ['POST', '/v2/templates'],
-  ['POST', '/v3/templates'],
-  ['GET', '/templates/:id/files/:hash'],
-  ['POST', '/v2/templates/:id/builds/:build'],
-  ['GET', '/templates/:id/builds/:build/status'],
+  ['PATCH', '/templates/:id'],
+  ['GET', '/templates/:id/builds/:build/logs'],
   ['GET', '/volumes'],
   ['POST', '/volumes'],
   ['GET', '/secrets'],
@@ -62,6 +59,7 @@ export function sandboxRoutes(context: GatewayContext) {
     lifeRoutes(app, context, sandboxes);
     captureRoutes(app, context);
     logRoutes(app, context);
+    templateRoutes(app, context);
     app.register(metricsRoute(context));
     for (const [method, url] of notOffered)
       app.route({ method, url, handler: async () => throwNotOffered(`${method} ${url}`) });
@@ -80,7 +78,12 @@ function acceptEmptyJson(app: FastifyInstance): void {
   });
 }
 
-function sendFailure(error: unknown, request: FastifyRequest, reply: FastifyReply, context: GatewayContext) {
+export function sendFailure(
+  error: unknown,
+  request: FastifyRequest,
+  reply: FastifyReply,
+  context: GatewayContext,
+) {
   const known = fromFramework(error);
   if (known.code === 'internal') context.log.error({ requestId: request.id, err: error }, 'a request failed');
   const failure = e2bFailureOf(known, request.id);

@@ -1,4 +1,4 @@
-// Owns Thaw's own snapshot routes: list, inspect, remove. Refuses to own taking them (sandbox-capture.ts).
+// Owns Thaw's own snapshot routes: list, inspect, verify, remove. Refuses to own taking them (sandbox-capture.ts).
 // Invariant: a snapshot is shown with what it costs: its unique bytes, its pause by stage, what it fits to.
 import type { FastifyInstance } from 'fastify';
 import { ThawError } from '../../../shared/errors.ts';
@@ -14,7 +14,7 @@ export function snapshotNameOf({ id }: { id: string }): string {
 }
 
 export function snapshotRoutes(context: GatewayContext) {
-  const { node } = context;
+  const { node, templates } = context;
   return async (app: FastifyInstance): Promise<void> => {
     app.setErrorHandler((error, request, reply) => sendProblem(error, request, reply, context));
     app.addHook('onRequest', async ({ headers }) => requireCaller(context, headers));
@@ -22,8 +22,11 @@ export function snapshotRoutes(context: GatewayContext) {
     app.get<{ Params: { id: string } }>('/v1/snapshots/:id', async ({ params }) =>
       node.inspectSnapshot(snapshotNameOf(params)),
     );
+    app.get<{ Params: { id: string } }>('/v1/snapshots/:id/verification', async ({ params }) =>
+      node.verifySnapshot(snapshotNameOf(params)),
+    );
     app.delete<{ Params: { id: string } }>('/v1/snapshots/:id', async ({ params }, reply) => {
-      await node.removeSnapshot(snapshotNameOf(params));
+      await templates.removeSnapshot(params.id);
       return reply.code(204).send();
     });
   };

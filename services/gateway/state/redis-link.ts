@@ -22,6 +22,9 @@ export const redisKeys = {
   buildLease: (name: string) => `${prefix}build:${name}`,
   sandboxes: `${prefix}sandboxes`,
   sandboxEnds: `${prefix}sandbox-ends`,
+  templates: `${prefix}templates`,
+  templateLog: (buildId: string) => `${prefix}template-log:${buildId}`,
+  templateLease: (buildId: string) => `${prefix}template-build:${buildId}`,
   apiKeys: `${prefix}api-keys`,
 };
 
@@ -36,6 +39,7 @@ const scriptNames = [
   'put-sandbox',
   'set-sandbox-end',
   'remove-sandbox',
+  'put-template',
   'set-key',
 ] as const;
 export type ScriptName = (typeof scriptNames)[number];

@@ -137,6 +137,26 @@ describe('state over redis', () => {
     await eventually('the other forgets', () => other.sandboxes.get(sandbox.sandboxId) === undefined);
   });
 
+  it('loses no change of a template, whoever makes them at once', async () => {
+    const template = { templateId: 't', name: 'shared', createdAt: 'now', tags: {}, builds: [] };
+    await Promise.all(
+      Array.from({ length: 20 }, (_, n) =>
+        [state, other][n % 2]!.templates.change('shared', (known = template) => ({
+          ...known,
+          tags: { ...known.tags, [`tag-${n}`]: { buildId: 'b', assignedAt: 'now' } },
+        })),
+      ),
+    );
+    for (const one of [state, other])
+      await eventually(
+        'it has all',
+        () => Object.keys(one.templates.get('shared')?.tags ?? {}).length === 20,
+      );
+    assert.equal(state.templates.get('t')?.name, 'shared');
+    await other.templates.change('shared', () => undefined);
+    await eventually('it is gone', () => state.templates.get('shared') === undefined);
+  });
+
   it('stores keys only as hashes and verifies from memory', async () => {
     const key = newApiKey();
     assert.equal(state.keys.verify(key), false);
@@ -156,8 +176,11 @@ describe('state over redis', () => {
 
   it('loads what an earlier run stored', async () => {
     await publish(state, 'kept');
+    const template = { templateId: 't', name: 'mine', createdAt: 'now', tags: {}, builds: [] };
+    await state.templates.change('mine', () => template);
     const again = await connectState({ socketPath: redis.socketPath });
     assert.deepEqual(again.functions.get('kept'), state.functions.get('kept'));
+    assert.deepEqual(again.templates.list(), [template]);
     await again.close();
   });
 
@@ -191,6 +214,7 @@ describe('state over redis', () => {
     assert.equal(fresh.functions.resolve('survivor')?.version, 1);
     assert.equal(fresh.keys.verify(key), true);
     assert.ok(fresh.sandboxes.get(alive.sandboxId));
+    assert.equal(fresh.templates.get('mine')?.templateId, 't');
     const next = await state.functions.beginVersion(newVersion('survivor'), 't', 5_000);
     assert.equal(next.version, 2);
     assert.equal(state.sandboxes.get(ended.sandboxId), undefined);

@@ -8,6 +8,7 @@ import { RedisKeyStore } from './key-store.ts';
 import { type RedisAddress, RedisLink, redisKeys } from './redis-link.ts';
 import { RedisSandboxStore } from './sandbox-store.ts';
 import type { StateStore } from './state-store.ts';
+import { RedisTemplateStore } from './template-store.ts';
 
 const resyncPauseMs = 1_000;
 
@@ -21,6 +22,7 @@ export async function connectState(address: RedisAddress, log: Log = silentLog):
 class RedisState implements StateStore {
   readonly functions: RedisFunctionStore;
   readonly sandboxes: RedisSandboxStore;
+  readonly templates: RedisTemplateStore;
   readonly keys: RedisKeyStore;
   readonly #link: RedisLink;
   readonly #log: Log;
@@ -35,6 +37,7 @@ class RedisState implements StateStore {
     this.#link = new RedisLink(address, log);
     this.functions = new RedisFunctionStore(this.#link);
     this.sandboxes = new RedisSandboxStore(this.#link);
+    this.templates = new RedisTemplateStore(this.#link);
     this.keys = new RedisKeyStore(this.#link);
   }
 
@@ -90,7 +93,8 @@ class RedisState implements StateStore {
     if (this.#epoch !== undefined && epoch !== this.#epoch) await this.#refill();
     this.#epoch = epoch ?? undefined;
     await this.sandboxes.flushRemovals();
-    await Promise.all([this.functions.reloadAll(), this.sandboxes.reloadAll(), this.keys.reloadAll()]);
+    const parts = [this.functions, this.sandboxes, this.templates, this.keys];
+    await Promise.all(parts.map((part) => part.reloadAll()));
     this.#synchronised = true;
   }
 
@@ -98,6 +102,7 @@ class RedisState implements StateStore {
     this.#log.warn('redis came back without its data: writing it again from memory');
     await this.functions.restoreToRedis();
     await this.sandboxes.restoreToRedis();
+    await this.templates.restoreToRedis();
     await this.keys.restoreToRedis();
   }
 
@@ -108,7 +113,9 @@ class RedisState implements StateStore {
         ? this.functions.reload(id)
         : kind === 'sandbox'
           ? this.sandboxes.reload(id)
-          : this.keys.reloadAll();
+          : kind === 'template'
+            ? this.templates.reload(id)
+            : this.keys.reloadAll();
     // Memory may now be behind: everything is read again.
     reload.catch((error: Error) => this.#resyncFailed(error));
   }

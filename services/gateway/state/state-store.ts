@@ -5,6 +5,7 @@ import type { ErrorCode } from '../../../shared/errors.ts';
 import type { ResolvedManifest } from '../../../shared/function-manifest.ts';
 import type { SandboxNetwork } from '../network-config.ts';
 import type { FunctionVersion } from '../node-client.ts';
+import type { TemplateRecord } from '../template-record.ts';
 import type { VersionState } from '../version-state.ts';
 
 export interface VersionRecord {
@@ -12,8 +13,11 @@ export interface VersionRecord {
   version: number;
   state: VersionState;
   manifest: ResolvedManifest;
-  bundleSha256: string;
-  bundleSizeBytes: number;
+  /** null, and so the size: made from a snapshot. */
+  bundleSha256: string | null;
+  bundleSizeBytes: number | null;
+  /** The snapshot it was made from; it need not exist any more. */
+  fromSnapshot?: string;
   snapshotId: string | null;
   createdAt: string;
   finishedAt: string | null;
@@ -28,7 +32,10 @@ export interface FunctionView {
   versions: VersionRecord[];
 }
 
-export type NewVersion = Pick<VersionRecord, 'name' | 'manifest' | 'bundleSha256' | 'bundleSizeBytes'>;
+export type NewVersion = Pick<
+  VersionRecord,
+  'name' | 'manifest' | 'bundleSha256' | 'bundleSizeBytes' | 'fromSnapshot'
+>;
 
 export interface FunctionStore {
   /** The hot path: a ready version, the current one when none is named. */
@@ -90,6 +97,31 @@ export interface SandboxStore {
   remove(sandboxId: string): Promise<void>;
 }
 
+export interface BuildLogLine {
+  timestamp: string;
+  level: 'info' | 'warn' | 'error';
+  message: string;
+  /** `base`, the step's number from 1, or `finalize`. */
+  step: string;
+}
+
+/** From what is stored to what shall be: undefined removes it, `unchanged` leaves it. Called again when somebody else was faster. */
+export type TemplateChange = (known: TemplateRecord | undefined) => TemplateRecord | undefined | 'unchanged';
+
+export interface TemplateStore {
+  get(nameOrId: string): TemplateRecord | undefined;
+  /** Newest first. */
+  list(): TemplateRecord[];
+  /** @returns what holds now. @throws ThawError `state-unavailable`, and what `change` throws. */
+  change(name: string, change: TemplateChange): Promise<TemplateRecord | undefined>;
+  appendLog(buildId: string, lines: readonly BuildLogLine[]): Promise<void>;
+  readLog(buildId: string, offset: number, limit: number): Promise<BuildLogLine[]>;
+  forgetLog(buildId: string): Promise<void>;
+  /** Says that somebody works on this build, for a while. */
+  hold(buildId: string, leaseMs: number): Promise<void>;
+  isHeld(buildId: string): Promise<boolean>;
+}
+
 export interface KeyStore {
   /** Admits an API key; only its SHA-256 is stored. Idempotent. */
   add(key: string): Promise<void>;
@@ -102,6 +134,7 @@ export interface KeyStore {
 export interface StateStore {
   readonly functions: FunctionStore;
   readonly sandboxes: SandboxStore;
+  readonly templates: TemplateStore;
   readonly keys: KeyStore;
   /** False while Redis does not answer: reads are from memory, writes fail. */
   readonly connected: boolean;

@@ -305,3 +305,15 @@ class Contract(TestCase):
             functions.deploy(name="f", archive=b"tar")
         with self.assertRaises(InvalidRequestError):
             functions.deploy(name="f")
+
+    def test_makes_a_function_from_a_snapshot(self) -> None:
+        functions = Functions(**self.options)
+        self.addCleanup(functions._connection.http.close)
+        ready = {"name": "f", "version": 1, "state": "ready", "snapshotId": "snap-2", "error": None}
+        self.server.on("POST /v1/functions", Answer(201, ready))
+        version = functions.from_snapshot(name="f", snapshot_id="snap-1", port=8000, warm={"min": 2, "max": 4})
+        self.assertEqual((version.version, version.state, version.snapshot_id), (1, "ready", "snap-2"))
+        asked = self.server.asked[-1]
+        wanted = {"name": "f", "fromSnapshot": "snap-1", "port": 8000, "warm": {"min": 2, "max": 4}}
+        self.assertEqual(asked.json, wanted)
+        self.assertTrue(asked.headers["prefer"].startswith("wait="))

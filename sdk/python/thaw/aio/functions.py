@@ -2,6 +2,7 @@
 # Refuses to own packing a directory (../pack.py). Invariant: `deploy` returns when the function serves, not before.
 from __future__ import annotations
 
+import json
 from typing import Any, List, Mapping, Optional, Union
 from urllib.parse import quote
 
@@ -71,21 +72,60 @@ class AsyncFunctions:
         snapshot_id: str,
         port: int,
         command: Optional[List[str]] = None,
-        request_timeout: Optional[float] = None,
-    ) -> FunctionInfo:
-        """Makes a sandbox's snapshot a function with warm instances.
+        envs: Optional[Mapping[str, str]] = None,
+        prime: Optional[List[str]] = None,
+        warm: Optional[Mapping[str, int]] = None,
+        recycle: Optional[str] = None,
+        concurrency: Optional[int] = None,
+        auth: Optional[str] = None,
+        timeout: float = _DEFAULT_BUILD_TIMEOUT,
+    ) -> FunctionVersion:
+        """Makes a sandbox's snapshot a new version of a function, and waits until it serves.
+
+        A server runs in the snapshot, or `command` starts one. The snapshot may then be deleted. Random numbers: Thaw
+        reseeds the kernel of every instance, and Node and Python programs that `command` starts; a server that ran before
+        keeps its own generator's state, the same in every instance, until it draws from the kernel again.
 
         Args:
-            port: Port that answers requests, inside the sandbox.
-            command: Program to start in each clone; default: what the snapshot holds running.
+            snapshot_id: Id or name of a sandbox's snapshot.
+            port: Port that answers requests, inside the sandbox; the server listens on 0.0.0.0.
+            command: Program that starts the server; default: it runs in the snapshot already.
+            envs: Environment of `command`.
+            prime: Paths that a new instance must answer before it takes requests. Default: `/`.
+            warm: `min` instances that wait for requests, `max` that there may be.
+            recycle: `reuse`, or `fresh`: every request gets a new instance.
+            concurrency: Requests that one instance serves at a time. Default: 1.
+            auth: `public`, or `key`: callers need an API key.
+            timeout: Seconds that making it may take altogether.
 
         Raises:
             NotFoundError: There is no such snapshot.
+            BuildError: Nothing answers on the port.
+            DeadlineExceededError: After `timeout`; the work then goes on.
         """
-        message = without_none(name=name, fromSnapshot=snapshot_id, command=command, port=port)
-        return function_of(
-            await self._connection.call("POST", "/v1/functions", message, request_timeout=request_timeout)
+        message = without_none(
+            name=name,
+            fromSnapshot=snapshot_id,
+            port=port,
+            command=command,
+            env=envs,
+            prime=prime,
+            warm=warm,
+            recycle=recycle,
+            concurrency=concurrency,
+            auth=auth,
         )
+        deadline = Deadline(f"making {name} from {snapshot_id}", timeout)
+        headers = {
+            **self._connection.credentials,
+            "content-type": "application/json",
+            "prefer": f"wait={_WAIT_SECONDS}",
+        }
+        content = json.dumps(message).encode()
+        record, _ = await self._connection.json(
+            "POST", "/v1/functions", headers, content, deadline.left() or 0
+        )
+        return await self._when_ready(record, deadline)
 
     async def invoke(
         self,
