@@ -12,7 +12,7 @@ const open = new Set(['GET /health', 'GET /v1/openapi.json']);
 let gateway: GatewayForTests;
 let sandbox: { sandboxID: string; envdAccessToken: string; trafficAccessToken: string };
 let snapshotId: string;
-let before_: string;
+let stateBefore: string;
 
 const callFor = async (path: string, body: unknown) =>
   (
@@ -33,7 +33,7 @@ before(async () => {
   })) as typeof sandbox;
   const path = `/sandboxes/${sandbox.sandboxID}/snapshots`;
   snapshotId = ((await callFor(path, { name: 'secret-snapshot' })) as { snapshotID: string }).snapshotID;
-  before_ = await stateNow();
+  stateBefore = await stateNow();
 });
 after(() => gateway.close());
 
@@ -108,7 +108,7 @@ describe('every route', () => {
         assert.equal(answer.headers.get('x-next-token'), null, label);
       }
     }
-    assert.equal(await stateNow(), before_, 'nothing was changed');
+    assert.equal(await stateNow(), stateBefore, 'nothing was changed');
   });
 
   it('says the same of what is there and of what is not', async () => {

@@ -79,11 +79,10 @@ function check(context: GatewayContext, target: SandboxTarget, url: string): voi
 
 /** Before anything is done for the caller: a guess must not even wake a sandbox. */
 function requireTrafficToken(
-  record: SandboxRecord | undefined,
+  { trafficAccessToken: expected }: SandboxRecord,
   { port }: SandboxTarget,
   headers: IncomingHttpHeaders,
 ): void {
-  const expected = record?.trafficAccessToken;
   // The agent has a token of its own.
   if (expected === undefined || port === agentPort) return;
   const given = headers[trafficTokenHeader];
@@ -96,9 +95,8 @@ function requireTrafficToken(
 }
 
 /** A paused sandbox that asked for it goes on when somebody wants something of it. */
-async function wake({ sandboxes }: GatewayContext, record: SandboxRecord | undefined): Promise<void> {
-  if (record?.state === 'paused' && record.autoResume)
-    await sandboxes.connect(record.sandboxId, autoResumeMs);
+async function wake({ sandboxes }: GatewayContext, record: SandboxRecord): Promise<void> {
+  if (record.state === 'paused' && record.autoResume) await sandboxes.connect(record.sandboxId, autoResumeMs);
 }
 
 /** All that stands before a request to a sandbox. @returns how its headers are to be passed on. */
@@ -110,9 +108,11 @@ async function admit(
 ): Promise<ForwardOptions> {
   check(context, target, request.url!);
   const record = context.state.sandboxes.get(target.sandboxId);
+  // Without its record nobody knows who may: what a node has besides is no client's.
+  if (record === undefined) throw new ThawError('sandbox-not-found', 'the sandbox was not found');
   requireTrafficToken(record, target, request.headers);
   await wake(context, record);
-  const mask = target.port === agentPort ? undefined : record?.network?.maskRequestHost;
+  const mask = target.port === agentPort ? undefined : record.network?.maskRequestHost;
   return {
     requestId,
     trustForwarded: context.config.trustForwarded,
