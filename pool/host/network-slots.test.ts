@@ -31,6 +31,8 @@ before(async () => {
   cleanup.defer('internet', () => internet.close());
   recordsDir = await mkdtemp(join(tmpdir(), 'thaw-slots-'));
   cleanup.defer('records', () => rm(recordsDir, { recursive: true, force: true }));
+  // What a namespace leaves behind for minutes when its last socket says goodbye to nobody.
+  spawnSync('ip', 'link add tv-0 type veth peer name tv-stale'.split(' '));
   slots = new NamespaceSlots({
     recordsDir,
     log: silentLog,
@@ -162,7 +164,10 @@ describe('a slot of a VMM with sockets of its own', { skip }, () => {
     slots.giveBack(another);
     await slots.close();
     assert.deepEqual(await readdir(recordsDir), []);
-    const left = execFileSync('ip', ['netns', 'list'], { encoding: 'utf8' });
-    for (const { index } of [slot, another]) assert.doesNotMatch(left, new RegExp(`^thaw-${index}\\b`, 'm'));
+    const left = ['netns', '-brief link'].map((what) =>
+      execFileSync('ip', what.split(' '), { encoding: 'utf8' }),
+    );
+    for (const { index } of [slot, another])
+      assert.doesNotMatch(left.join('\n'), new RegExp(`^(thaw|tv)-${index}\\b`, 'm'));
   });
 });

@@ -242,21 +242,33 @@ async function removeSlot(index: number, recordPath: string): Promise<void> {
 /** @param position in the link network. */
 const linkAddress = (position: number): string => `100.127.${position >> 8}.${position & 255}`;
 
-/** The veth pair and the tap go with it. */
+/** The tap goes with it. The veth pair would, too, but only when the last socket inside has said goodbye: minutes later. */
 async function deleteNamespace(index: number): Promise<void> {
+  await deleteLink(index);
   await runTool('ip', ['netns', 'del', `${namespacePrefix}${index}`]).catch((error) => {
     if (!(error instanceof ToolFailure && error.stderr.includes('No such file'))) throw error;
   });
 }
 
-/** The veth pair, and the host's end of it. */
-async function linkOutside({ namespace, hostLink, hostAddress }: Slot): Promise<void> {
+/** The veth pair, and the host's end of it. One that is there is of a namespace that is gone: the name is ours now. */
+async function linkOutside({ index, namespace, hostLink, hostAddress }: Slot): Promise<void> {
   const lines = [
     `link add ${hostLink} type veth peer name eth0 netns ${namespace}`,
     `addr add ${hostAddress}/31 dev ${hostLink}`,
     `link set ${hostLink} up`,
   ];
-  await runTool('ip', ['-batch', '-'], lines.join('\n'));
+  const make = () => runTool('ip', ['-batch', '-'], lines.join('\n'));
+  await make().catch(async (error) => {
+    if (!(error instanceof ToolFailure && error.stderr.includes('File exists'))) throw error;
+    await deleteLink(index);
+    await make();
+  });
+}
+
+async function deleteLink(index: number): Promise<void> {
+  await runTool('ip', ['link', 'del', `${hostLinkPrefix}${index}`]).catch((error) => {
+    if (!(error instanceof ToolFailure && error.stderr.includes('Cannot find device'))) throw error;
+  });
 }
 
 const linkInside = ({ address, hostAddress }: Slot): string[] => [

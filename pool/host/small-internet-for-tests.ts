@@ -38,6 +38,7 @@ export async function openSmallInternet(): Promise<{ close(): Promise<unknown> }
     ip('netns', 'add', name);
     cleanup.defer('namespace', () => ip('netns', 'del', name));
     ip('link', 'add', name, 'type', 'veth', 'peer', 'name', 'eth0', 'netns', name);
+    cleanup.defer('link', () => ip('link', 'del', name));
     ip('addr', 'add', '203.0.113.1/30', 'dev', name);
     ip('link', 'set', name, 'up');
     const inside = (...args: string[]) => ip('-netns', name, ...args);

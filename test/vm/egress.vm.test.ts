@@ -20,13 +20,20 @@ const skip =
 const cleanup = new Cleanup();
 let thaw: ThawProcess;
 let hostPort: number;
-let namespacesBefore: string;
+let networksBefore: string[];
 
-const namespaces = () => execFileSync('ip', ['netns', 'list'], { encoding: 'utf8' });
+/** Namespaces and links of slots. */
+const networks = (): string[] =>
+  ['netns', '-brief link'].flatMap((what) =>
+    execFileSync('ip', what.split(' '), { encoding: 'utf8' })
+      .split('\n')
+      .map((line) => line.split(/[ @]/)[0]!)
+      .filter((name) => /^(thaw|tv)-/.test(name)),
+  );
 
 before(async () => {
   if (skip) return;
-  namespacesBefore = namespaces();
+  networksBefore = networks();
   const internet = await openSmallInternet();
   cleanup.defer('internet', () => internet.close());
   const host = createServer((_request, response) => response.end('the host itself'));
@@ -127,11 +134,11 @@ describe('a sandbox in a VM', { skip }, () => {
     await sandbox.kill();
   });
 
-  it('leaves no namespace when all has ended', async () => {
+  it('leaves neither namespace nor link when all has ended', async () => {
     assert.equal(await thaw.end(), 0);
-    const left = namespaces()
-      .split('\n')
-      .filter((line) => line.startsWith('thaw-') && !namespacesBefore.includes(line.split(' ')[0]!));
-    assert.deepEqual(left, []);
+    assert.deepEqual(
+      networks().filter((name) => !networksBefore.includes(name)),
+      [],
+    );
   });
 });
