@@ -101,7 +101,9 @@ export class LocalVmFactory implements VmFactory {
       metrics.restoreStage.observe({ stage, source }, elapsedMs / 1000);
     };
     const { record: shape, from, delta } = files;
-    const request = { vmId, shape, image, runDir, from, memory: 'private', onStage } as const;
+    // Functions are closed, for good.
+    const mayReachOut = shape.kind !== 'function';
+    const request = { vmId, shape, image, runDir, from, memory: 'private', mayReachOut, onStage } as const;
     try {
       const machine = await hypervisor.restore(delta ? { ...request, delta } : request, signal);
       undo.defer('machine', () => machine.destroy());
@@ -222,6 +224,7 @@ class LocalVm implements Vm {
   readonly runnerConnections: Connections | undefined;
   readonly runnerOrigin: string | undefined;
   readonly ended: Promise<string>;
+  readonly setEgress: Vm['setEgress'];
   readonly #machine: Machine;
   readonly #control: ControlClient;
   readonly #library: SnapshotLibrary;
@@ -241,6 +244,7 @@ class LocalVm implements Vm {
     this.runner = facts.runner;
     this.runnerConnections = facts.connections;
     this.runnerOrigin = facts.runner && `http://${facts.runner.host}:${facts.runner.port}`;
+    this.setEgress = machine.setEgress?.bind(machine);
     this.#machine = machine;
     this.#control = control;
     this.#library = facts.library;
@@ -269,10 +273,6 @@ class LocalVm implements Vm {
 
   onEvent(listener: (event: ControlEvent) => void): void {
     this.#control.onEvent(listener);
-  }
-
-  async setEgress(open: boolean): Promise<void> {
-    await this.#machine.setEgress?.(open);
   }
 
   async capture(request: CaptureRequest): Promise<SnapshotRecord> {

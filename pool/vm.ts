@@ -1,6 +1,7 @@
 // Owns what the pool knows of one VM that can serve. Made by a VmFactory; the pool decides its fate.
 import type { Dispatcher } from 'undici';
 import type { ControlEvent } from '../shared/agent-protocol.ts';
+import type { EgressRules } from '../shared/egress.ts';
 import type { ResolvedManifest } from '../shared/function-manifest.ts';
 import type { Address, MachineShape } from './hypervisor/hypervisor.ts';
 import type { CaptureRequest } from './snapshot/capture.ts';
@@ -28,9 +29,9 @@ export interface Vm {
   /** Settles with the reason when the VM can serve no longer: VMM exit or a runner that ended. Never rejects. */
   readonly ended: Promise<string>;
   addressOf(guestPort: number): Promise<Address>;
+  /** Absent where its hypervisor has no rules to keep: see Capabilities.egress. */
+  readonly setEgress?: ((rules: EgressRules) => Promise<void>) | undefined;
   onEvent(listener: (event: ControlEvent) => void): void;
-  /** Opens or closes the way to the internet; absent where a hypervisor has no such switch. */
-  setEgress?(open: boolean): Promise<void>;
   /**
    * Saves it as it is now, as a snapshot of this node that VMs can be restored from when this returns. It runs on after
    * a short pause; with `resume: false` it stays paused and is to be destroyed. Whatever fails, it runs on.

@@ -69,6 +69,17 @@ describe('configuration', () => {
     assert.match(refusal({ env: { THAW_HOST: '' } }), /THAW_HOST/);
   });
 
+  it('takes a certificate only with its key, and a domain only as one', () => {
+    assert.match(refusal({ env: { THAW_TLS_CERT: 'c.pem' } }), /THAW_TLS_CERT and THAW_TLS_KEY go together/);
+    assert.equal(resolve({ env: { THAW_TLS_CERT: 'c', THAW_TLS_KEY: 'k' } }).config.tlsPort, 8443);
+    assert.equal(
+      resolve({ env: { THAW_DOMAIN: 'sbx.example.com:8443' } }).config.domain,
+      'sbx.example.com:8443',
+    );
+    for (const bad of ['https://a.b', '*.a.b', 'a..b', 'a.b/', 'A.b', 'a.b:0', 'a.b:', '.a'])
+      assert.match(refusal({ env: { THAW_DOMAIN: bad } }), /THAW_DOMAIN: expected/, bad);
+  });
+
   it('never shows a secret, not even a wrong one', () => {
     const apiKey = newApiKey();
     const shown = JSON.stringify(shownConfig(resolve({ env: { THAW_API_KEY: apiKey } })));

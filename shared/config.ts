@@ -113,6 +113,39 @@ export const configSchema = Type.Object(
         default: 'info',
       },
     ),
+    egress: Type.Union([Type.Literal('auto'), Type.Literal('closed')], {
+      description:
+        'Whether sandboxes on QEMU may reach the internet. `auto`: yes, filtered, where Thaw is root and nftables is there.',
+      default: 'auto',
+    }),
+    resolver: Type.String({
+      description: 'IPv4 address that answers the name queries of sandboxes that may reach the internet.',
+      pattern: '^([0-9]{1,3}\\.){3}[0-9]{1,3}$',
+      default: '1.1.1.1',
+    }),
+    domain: Type.Optional(
+      text(
+        'Domain of the sandboxes: clients reach a port of one at `PORT-SANDBOX.DOMAIN`. May end in `:PORT`.',
+        {
+          pattern: '^[a-z0-9-]+(\\.[a-z0-9-]+)*(:[1-9][0-9]{0,4})?$',
+          maxLength: 200,
+        },
+      ),
+    ),
+    tlsCert: Type.Optional(
+      text(
+        'Certificate chain (PEM) of `DOMAIN` and `*.DOMAIN`: opens a TLS port. Read again when it changes.',
+      ),
+    ),
+    tlsKey: Type.Optional(text('Private key (PEM) of the certificate; only its owner may read it.')),
+    tlsPort: integer(
+      'TLS port, beside the public one, for the same requests. 0 picks a free one.',
+      0,
+      65535,
+      {
+        default: 8443,
+      },
+    ),
     trustForwarded: Type.Boolean({
       description: 'Behind a proxy of your own: incoming X-Forwarded-* headers are extended, not replaced.',
       default: false,
@@ -189,7 +222,14 @@ export function resolveConfig(input: ConfigInput): ResolvedConfig {
     values[facts.key] = value;
     sources[facts.key] = found?.source ?? 'default';
   }
-  return { config: values as Config, sources };
+  const config = values as Config;
+  refuseHalfOfAPair(config);
+  return { config, sources };
+}
+
+function refuseHalfOfAPair({ tlsCert, tlsKey }: Config): void {
+  if ((tlsCert === undefined) !== (tlsKey === undefined))
+    throw new ThawError('bad-config', 'THAW_TLS_CERT and THAW_TLS_KEY go together: one of them is not set');
 }
 
 function firstGiven(

@@ -43,6 +43,11 @@ export const errorKinds = {
   ),
   'guest-unreachable': kind(502, true, 'The guest did not accept the connection.'),
   'no-capacity': kind(503, true, 'No VM could be had before the deadline: memory or VM limit reached.'),
+  'guest-unhealthy': kind(
+    503,
+    true,
+    'The agent in the sandbox does not answer; the sandbox runs on as it is.',
+  ),
   'shutting-down': kind(503, true, 'Thaw is draining; retry on another node or later.'),
   'restore-failed': kind(503, true, 'A VM could not be restored from its snapshot.'),
   'state-unavailable': kind(503, true, 'Redis does not answer.'),

@@ -7,6 +7,8 @@ export const versionPattern = /^[1-9][0-9]{0,8}$/;
 export const snapshotIdPattern = /^snap-[0-9a-f]{24}$/;
 /** One DNS label without '-': hosts of the form PORT-ID.DOMAIN are split at the dash. */
 export const sandboxIdPattern = /^i[0-9a-z]{20}$/;
+/** Of snapshots and templates: `namespace/alias:tag`. Never a path. */
+export const snapshotNamePattern = /^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/;
 export const templateIdPattern = /^t[0-9a-z]{20}$/;
 export const vmIdPattern = /^vm-[0-9a-f]{12}$/;
 export const requestIdPattern = /^[A-Za-z0-9_-]{1,64}$/;

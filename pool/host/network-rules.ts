@@ -2,6 +2,7 @@
 // Refuses to own when it is applied (network-slots.ts).
 // Invariant: what a guest sends on its own account leaves only when its slot is open, and never to a private,
 // link-local, shared, reserved or multicast address; the host takes nothing from a guest but answers.
+import { closesAll, type EgressRules, isIpv4AddressOrBlock } from '../../shared/egress.ts';
 
 export const guestAddress = '10.0.2.15';
 export const gatewayAddress = '10.0.2.2';
@@ -68,8 +69,66 @@ table ip thaw {
 }
 `;
 
-export const egressRules = (open: boolean): string =>
-  `flush chain ip thaw egress\n${open ? 'add rule ip thaw egress accept\n' : ''}`;
+/**
+ * The same for a VMM that speaks for its guest from sockets of its own (QEMU's user network): what it sends is this
+ * namespace's own output. Its loopback is closed, which the guest would otherwise reach as 10.0.2.2. Name queries go to
+ * the one resolver, whatever server the host itself asks.
+ */
+export const userNetworkRules = ({ hostAddress, resolver }: Omit<SlotRules, 'slotAddress'>): string => `
+table ip thaw {
+  set denied { type ipv4_addr; flags interval; elements = { ${deniedNetworks.join(', ')} } }
+  chain names {
+    type nat hook output priority -100
+    meta l4proto { tcp, udp } th dport 53 dnat to ${resolver}
+  }
+  chain postrouting {
+    type nat hook postrouting priority srcnat
+    oifname "eth0" masquerade
+  }
+  chain egress { }
+  chain output {
+    type filter hook output priority filter; policy drop
+    ct state invalid drop
+    ct state established,related ct direction reply accept
+    ip daddr ${resolver} meta l4proto { tcp, udp } th dport 53 jump egress
+    ip daddr @denied drop
+    oifname "lo" drop
+    jump egress
+  }
+  chain forward {
+    type filter hook forward priority filter; policy drop
+  }
+  chain input {
+    type filter hook input priority filter; policy drop
+    ct state established,related accept
+    iifname "eth0" ip saddr ${hostAddress} accept
+  }
+}
+`;
+
+/**
+ * What the chain `egress` says: who is named first wins, so what is allowed stands before what is denied. The guest's
+ * resolver is open when anything is. Denied networks never come here.
+ */
+export function egressRules(rules: EgressRules, resolver: string): string {
+  const { allowOut, denyOut } = rules;
+  const isOpen = !closesAll(rules);
+  const lines = [
+    ...(isOpen || allowOut.length > 0
+      ? [`ip daddr ${resolver} meta l4proto { tcp, udp } th dport 53 accept`]
+      : []),
+    ...allowOut.map((entry) => `${destination(entry)}accept`),
+    ...(isOpen
+      ? [...denyOut.filter(isIpv4AddressOrBlock).map((entry) => `${destination(entry)}drop`), 'accept']
+      : []),
+  ];
+  return ['flush chain ip thaw egress', ...lines.map((line) => `add rule ip thaw egress ${line}`), ''].join(
+    '\n',
+  );
+}
+
+/** A block of everything is no condition. */
+const destination = (entry: string): string => (entry.endsWith('/0') ? '' : `ip daddr ${entry} `);
 
 /** Replaces itself in one step, so that every Thaw on a host may apply it. */
 export const hostRules = `

@@ -6,6 +6,7 @@ import { mkdir, readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Cleanup } from '../../shared/cleanup.ts';
+import { closedEgress, closesAll, type EgressRules } from '../../shared/egress.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { metrics } from '../../shared/metrics.ts';
@@ -17,6 +18,7 @@ import {
   hostRules,
   namespaceRules,
   resolverAddress,
+  userNetworkRules,
 } from './network-rules.ts';
 
 export interface NetworkSlot {
@@ -28,7 +30,7 @@ export interface NetworkSlot {
   /** Words before a command that make it run in this namespace. */
   readonly enter: readonly string[];
   /** May be called at any time; what is closed ends connections that are open. */
-  setEgress(open: boolean): Promise<void>;
+  setEgress(rules: EgressRules): Promise<void>;
 }
 
 export interface NetworkSlots {
@@ -44,6 +46,8 @@ export interface NetworkSlotsOptions {
   /** Directory of one record per slot of this data directory. */
   recordsDir: string;
   log: Log;
+  /** Who is in the slot: a guest behind a tap, or a VMM that has a network of its own and sockets here. */
+  kind?: 'tap' | 'user';
   /** Slots kept ready. */
   ready?: number;
   /** Packets to a VM that is gone must not reach the next one. */
@@ -64,8 +68,12 @@ const tapMac = '02:00:0a:00:02:02';
 export class NamespaceSlots implements NetworkSlots {
   readonly #options: NetworkSlotsOptions;
   readonly #ready: Slot[] = [];
+  /** Those that wait before they are ready again, or go. */
+  readonly #resting = new Set<Promise<void>>();
+  readonly #ending = new AbortController();
+  #forwarding: Promise<unknown> | undefined;
   #started: Promise<void> | undefined;
-  #making = 0;
+  #refilling: Promise<void> | undefined;
   #nextIndex = 0;
   #closed = false;
 
@@ -84,21 +92,26 @@ export class NamespaceSlots implements NetworkSlots {
 
   giveBack(taken: NetworkSlot): void {
     const slot = taken as Slot;
-    void this.#rest(slot).catch((error) => {
-      this.#options.log.error({ err: error, slot: slot.index }, 'a network slot was not given back');
-    });
+    const resting = this.#rest(slot)
+      .catch((error) => {
+        this.#options.log.error({ err: error, slot: slot.index }, 'a network slot was not given back');
+      })
+      .finally(() => this.#resting.delete(resting));
+    this.#resting.add(resting);
   }
 
   async close(): Promise<void> {
     this.#closed = true;
     await this.#started?.catch(() => {});
+    this.#ending.abort();
     const removing = this.#ready.splice(0).map((slot) => slot.remove());
-    await Promise.all(removing);
+    await Promise.all([...removing, ...this.#resting, this.#refilling]);
   }
 
   async #rest(slot: Slot): Promise<void> {
     // Unreferenced: a pause must not keep a program from ending; what is left is reclaimed at the next start.
-    if (!this.#closed) await delay(this.#options.restMs ?? defaultRestMs, undefined, { ref: false });
+    const { restMs = defaultRestMs } = this.#options;
+    await delay(restMs, undefined, { ref: false, signal: this.#ending.signal }).catch(() => {});
     const full = this.#ready.length >= 2 * (this.#options.ready ?? defaultReady);
     if (this.#closed || full) return await slot.remove();
     await slot.reset();
@@ -120,27 +133,33 @@ export class NamespaceSlots implements NetworkSlots {
 
   #refill(): void {
     const wanted = this.#options.ready ?? defaultReady;
-    if (this.#closed || this.#making > 0 || this.#ready.length >= wanted) return;
-    this.#making += 1;
-    this.#make()
+    if (this.#closed || this.#refilling || this.#ready.length >= wanted) return;
+    this.#refilling = this.#make()
       .then(
         (slot) => (this.#closed ? slot.remove() : void this.#ready.push(slot)),
         (error) => this.#options.log.error({ err: error }, 'no network slot could be made'),
       )
       .then(() => {
-        this.#making -= 1;
+        this.#refilling = undefined;
         this.#refill();
       });
   }
 
   async #make(): Promise<Slot> {
-    const { recordsDir, resolver = defaultResolver } = this.#options;
+    const { recordsDir, resolver = defaultResolver, kind = 'tap' } = this.#options;
     await using undo = new Cleanup();
     const index = await this.#claim(undo);
-    const slot = new Slot(index, join(recordsDir, String(index)));
-    await configure(slot, resolver);
+    const recordPath = join(recordsDir, String(index));
+    const slot = new Slot(index, recordPath, resolver, () => this.#forward());
+    await (kind === 'tap' ? configure(slot, resolver) : configureForUser(slot, resolver));
     undo.disarm();
     return slot;
+  }
+
+  /** Only a host with an open guest forwards packets at all. */
+  #forward(): Promise<unknown> {
+    this.#forwarding ??= runTool('sysctl', ['-q', '-w', 'net.ipv4.ip_forward=1']);
+    return this.#forwarding;
   }
 
   /** The kernel refuses a name that is there: whoever made it, in whatever process, has the number. */
@@ -155,7 +174,7 @@ export class NamespaceSlots implements NetworkSlots {
       if (!isOurs) continue;
       try {
         await runTool('ip', ['netns', 'add', `${namespacePrefix}${index}`]);
-        undo.defer('network slot', () => new Slot(index, record).remove());
+        undo.defer('network slot', () => removeSlot(index, record));
         return index;
       } catch (error) {
         await rm(record, { force: true });
@@ -175,9 +194,11 @@ class Slot implements NetworkSlot {
   readonly uid: number;
   readonly enter: readonly string[];
   readonly #recordPath: string;
+  readonly #resolver: string;
+  readonly #forward: () => Promise<unknown>;
   #isOpen = false;
 
-  constructor(index: number, recordPath: string) {
+  constructor(index: number, recordPath: string, resolver: string, forward: () => Promise<unknown>) {
     this.index = index;
     this.namespace = `${namespacePrefix}${index}`;
     this.hostLink = `${hostLinkPrefix}${index}`;
@@ -186,13 +207,17 @@ class Slot implements NetworkSlot {
     this.uid = firstUid + index;
     this.enter = ['nsenter', `--net=/run/netns/${this.namespace}`];
     this.#recordPath = recordPath;
+    this.#resolver = resolver;
+    this.#forward = forward;
   }
 
-  async setEgress(open: boolean): Promise<void> {
-    // Only a host with an open guest forwards packets at all.
-    if (open) await runTool('sysctl', ['-q', '-w', 'net.ipv4.ip_forward=1']);
-    await this.inside('nft', ['-f', '-'], egressRules(open));
-    this.#isOpen = open;
+  async setEgress(rules: EgressRules): Promise<void> {
+    const isOpen = !closesAll(rules) || rules.allowOut.length > 0;
+    if (isOpen) await this.#forward();
+    // Before the filter is: of a slot that was half opened nobody must think that it is closed.
+    this.#isOpen ||= isOpen;
+    await this.inside('nft', ['-f', '-'], egressRules(rules, this.#resolver));
+    this.#isOpen = isOpen;
   }
 
   async inside(program: string, args: readonly string[], input = ''): Promise<void> {
@@ -201,45 +226,79 @@ class Slot implements NetworkSlot {
   }
 
   async reset(): Promise<void> {
-    if (this.#isOpen) await this.setEgress(false);
+    if (this.#isOpen) await this.setEgress(closedEgress);
   }
 
-  async remove(): Promise<void> {
-    await deleteNamespace(this.index);
-    await rm(this.#recordPath, { force: true });
+  remove(): Promise<void> {
+    return removeSlot(this.index, this.#recordPath);
   }
+}
+
+async function removeSlot(index: number, recordPath: string): Promise<void> {
+  await deleteNamespace(index);
+  await rm(recordPath, { force: true });
 }
 
 /** @param position in the link network. */
 const linkAddress = (position: number): string => `100.127.${position >> 8}.${position & 255}`;
 
-/** The veth pair and the tap go with it. */
+/** The tap goes with it. The veth pair would, too, but only when the last socket inside has said goodbye: minutes later. */
 async function deleteNamespace(index: number): Promise<void> {
+  await deleteLink(index);
   await runTool('ip', ['netns', 'del', `${namespacePrefix}${index}`]).catch((error) => {
     if (!(error instanceof ToolFailure && error.stderr.includes('No such file'))) throw error;
   });
 }
 
-/** Program starts are what it costs: all links in one, the inside in one, settings in one, the filter in one. */
-async function configure(slot: Slot, resolver: string): Promise<void> {
-  const { namespace, hostLink, hostAddress, address, uid } = slot;
-  const outside = [
+/** The veth pair, and the host's end of it. One that is there is of a namespace that is gone: the name is ours now. */
+async function linkOutside({ index, namespace, hostLink, hostAddress }: Slot): Promise<void> {
+  const lines = [
     `link add ${hostLink} type veth peer name eth0 netns ${namespace}`,
     `addr add ${hostAddress}/31 dev ${hostLink}`,
     `link set ${hostLink} up`,
   ];
+  const make = () => runTool('ip', ['-batch', '-'], lines.join('\n'));
+  await make().catch(async (error) => {
+    if (!(error instanceof ToolFailure && error.stderr.includes('File exists'))) throw error;
+    await deleteLink(index);
+    await make();
+  });
+}
+
+async function deleteLink(index: number): Promise<void> {
+  await runTool('ip', ['link', 'del', `${hostLinkPrefix}${index}`]).catch((error) => {
+    if (!(error instanceof ToolFailure && error.stderr.includes('Cannot find device'))) throw error;
+  });
+}
+
+const linkInside = ({ address, hostAddress }: Slot): string[] => [
+  'link set lo up',
+  `addr add ${address}/31 dev eth0`,
+  'link set eth0 up',
+  `route add default via ${hostAddress}`,
+];
+
+/** No tap: the VMM's own sockets are all there is. The host may ask a resolver on its loopback: see userNetworkRules. */
+async function configureForUser(slot: Slot, resolver: string): Promise<void> {
+  await linkOutside(slot);
+  const settings = ['net.ipv4.conf.all.route_localnet=1', 'net.ipv6.conf.all.disable_ipv6=1'];
+  await slot.inside('sysctl', ['-q', '-e', '-w', ...settings]);
+  await runTool('ip', ['-netns', slot.namespace, '-batch', '-'], linkInside(slot).join('\n'));
+  await slot.inside('nft', ['-f', '-'], userNetworkRules({ hostAddress: slot.hostAddress, resolver }));
+}
+
+/** Program starts are what it costs: all links in one, the inside in one, settings in one, the filter in one. */
+async function configure(slot: Slot, resolver: string): Promise<void> {
+  const { namespace, hostAddress, address, uid } = slot;
   const inside = [
-    'link set lo up',
-    `addr add ${address}/31 dev eth0`,
-    'link set eth0 up',
+    ...linkInside(slot),
     `tuntap add dev tap0 mode tap user ${uid} vnet_hdr`,
     `link set tap0 address ${tapMac}`,
     `addr add ${gatewayAddress}/24 dev tap0`,
     `addr add ${resolverAddress}/32 dev tap0`,
     'link set tap0 up',
-    `route add default via ${hostAddress}`,
   ];
-  await runTool('ip', ['-batch', '-'], outside.join('\n'));
+  await linkOutside(slot);
   // -e: a host without IPv6 has no such key.
   await slot.inside('sysctl', [
     '-q',

@@ -2,6 +2,7 @@
 // Refuses to own policy (when to restore, how many) and the guest's words (pool/guest).
 // Invariant: an adapter passes `conformance.ts`; what it cannot do its Capabilities say.
 import type { Duplex } from 'node:stream';
+import type { EgressAbility, EgressRules } from '../../shared/egress.ts';
 
 export interface Capabilities {
   /** Clones of one page file share its pages; a restore costs no copy of memory. */
@@ -12,8 +13,8 @@ export interface Capabilities {
   capturesMemory: boolean;
   /** Guest code runs on the CPU itself (KVM), not under emulation. */
   hardwareVirtualisation: boolean;
-  /** The guest may open connections to the outside. */
-  egress: boolean;
+  /** What a guest may open connections to outside, and whether that can be held to rules. */
+  egress: EgressAbility;
   maxVcpus: number;
 }
 
@@ -104,6 +105,8 @@ export interface RestoreRequest {
    * writes go into it, so that a later capture copies nothing (how a function version is built from a template).
    */
   memory: 'private' | 'shared';
+  /** True for a VM that may be given a way out (`setEgress`), where that is something to prepare. */
+  mayReachOut?: boolean;
   /** Called as each stage ends, with its duration. Stages: disk, spawn, delta (where there is one), load, resume. */
   onStage?: (stage: string, elapsedMs: number) => void;
 }
@@ -130,6 +133,8 @@ export interface Machine {
   openControl(): Promise<Duplex>;
   /** A host address whose connections reach `guestPort` inside. Repeated calls give the same one. */
   addressOf(guestPort: number): Promise<Address>;
+  /** Present where the hypervisor's `egress` is `by-address`; a new machine is closed. Ends open connections that it closes. */
+  setEgress?(rules: EgressRules): Promise<void>;
   /**
    * Pauses and writes the device state and disk beside the page file. Only for a machine with shared memory
    * (booted, or restored `shared`): its page file is then the snapshot's. The machine must be destroyed afterwards.
@@ -146,8 +151,6 @@ export interface Machine {
   captureClone(target: CloneCaptureTarget, options: CloneCaptureOptions): Promise<PageDelta>;
   /** Lets a clone run on that `captureClone` left paused: what followed the capture failed. */
   resume(): Promise<void>;
-  /** Opens or closes the way to the internet, at any time; closed until it is opened. Absent where there is none. */
-  setEgress?(open: boolean): Promise<void>;
   /** Ends the VMM; safe in every state and more than once. Resolves when the process is gone. */
   destroy(): Promise<void>;
 }

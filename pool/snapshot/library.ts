@@ -5,14 +5,13 @@
 import { link, readdir, rename, rm } from 'node:fs/promises';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { ThawError } from '../../shared/errors.ts';
-import { snapshotIdPattern } from '../../shared/ids.ts';
+import { snapshotIdPattern, snapshotNamePattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import { type Paths, snapshotFilesIn } from '../host/paths.ts';
 import { materialise } from './materialise.ts';
 import type { PagedSnapshots } from './paged-lease.ts';
 import { ownBytes, readRecord, readRecordNow, type SnapshotRecord, writeRecord } from './record.ts';
 
-const snapshotNamePattern = /^[A-Za-z0-9][A-Za-z0-9._/:-]{0,127}$/;
 /** A snapshot that is started from once may never be again; one that is started from twice will be. */
 const materialiseAtRestore = 2;
 /** Two milliseconds' worth. */

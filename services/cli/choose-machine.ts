@@ -9,11 +9,13 @@ import { type Choice, chooseHypervisor, findCloudHypervisor } from '../../pool/h
 import { hardeningOf, lacking } from '../../pool/hypervisor/hardening.ts';
 import type { GuestImage, Hypervisor } from '../../pool/hypervisor/hypervisor.ts';
 import { createProcessHypervisor, hostAsImage } from '../../pool/hypervisor/process/process-hypervisor.ts';
+import { createQemuHypervisor } from '../../pool/hypervisor/qemu/qemu-hypervisor.ts';
 import type { Config } from '../../shared/config.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { metrics } from '../../shared/metrics.ts';
 import { type Progress, withStep } from './progress.ts';
+import { openUserNetworks } from './user-networks.ts';
 
 const agentProgram = join(import.meta.dirname, '../guest-agent/main.ts');
 
@@ -23,7 +25,7 @@ export interface ChosenMachine {
   about: string;
   notes: string[];
   /** Ends what the driver keeps ready, once all VMs are gone. */
-  close(): Promise<void>;
+  close(): Promise<unknown>;
 }
 
 /** @throws ThawError `missing-package` | `image-failed` | `hypervisor-failed` | `not-hardened`. */
@@ -45,7 +47,11 @@ export async function chooseMachine(
       onProgress: (text) => step.update(text),
     }),
   );
-  const { hypervisor, choice, close } = await withStep(
+  const {
+    hypervisor: chosen,
+    choice,
+    close,
+  } = await withStep(
     progress,
     'hypervisor',
     (step) =>
@@ -53,16 +59,24 @@ export async function chooseMachine(
         ...{ image, paths, log, asked, cloudHypervisor },
         onProgress: (text) => step.update(text),
       }),
-    (chosen) => `${nameOf(chosen.choice)}, ${chosen.choice.reason}`,
+    (found) => `${nameOf(found.choice)}, ${found.choice.reason}`,
   );
-  await requireHardening(config, hypervisor.name, cloudHypervisor).catch(async (error) => {
+  await requireHardening(config, chosen.name, cloudHypervisor).catch(async (error) => {
     await close();
     throw error;
   });
-  const emulated = choice.accelerator === 'tcg';
+  const { accelerator } = choice;
+  const { slots, notes } =
+    choice.hypervisor === 'qemu'
+      ? await openUserNetworks(config, paths, log)
+      : { slots: undefined, notes: [] };
+  const hypervisor = slots ? createQemuHypervisor({ accelerator, log, slots }) : chosen;
+  const emulated = accelerator === 'tcg';
   if (emulated) metrics.fallbacks.inc({ kind: 'software-emulation' });
   const about = `${choice.hypervisor} (${emulated ? 'software emulation' : 'KVM'})`;
-  return { hypervisor, image, about, notes: emulated ? [`guests run slower: ${choice.reason}`] : [], close };
+  if (emulated) notes.push(`guests run slower: ${choice.reason}`);
+  const closeAll = () => Promise.all([close(), slots?.close()]);
+  return { hypervisor, image, about, notes, close: closeAll };
 }
 
 export const nameOf = ({ hypervisor }: Choice): string =>

@@ -15,7 +15,7 @@ const hostPrograms: readonly HostProgram[] = [
   ...buildPrograms,
 ];
 
-/** For the networks of VMs; each VM of QEMU has its own inside its VMM. */
+/** For the networks of VMs. Those of QEMU have their own inside the VMM; a way out of it takes these, and root. */
 const networkPrograms: readonly HostProgram[] = [
   { program: 'ip', debianPackage: 'iproute2', why: 'makes the networks of VMs' },
   { program: 'nft', debianPackage: 'nftables', why: 'closes them' },
@@ -24,11 +24,12 @@ const networkPrograms: readonly HostProgram[] = [
 
 /** What this configuration needs on this machine. */
 export async function neededPrograms(
-  config: Pick<Config, 'hypervisor' | 'cloudHypervisor'>,
+  config: Pick<Config, 'hypervisor' | 'cloudHypervisor' | 'egress'>,
 ): Promise<readonly HostProgram[]> {
   const mayUseIt = config.hypervisor === 'auto' || config.hypervisor === 'cloud-hypervisor';
   const usesIt = mayUseIt && (await findCloudHypervisor(config.cloudHypervisor)) !== undefined;
-  return usesIt ? [...hostPrograms, ...networkPrograms] : hostPrograms;
+  const opensQemu = config.hypervisor !== 'process' && config.egress === 'auto' && process.getuid?.() === 0;
+  return usesIt || opensQemu ? [...hostPrograms, ...networkPrograms] : hostPrograms;
 }
 
 /** Programs may be where only root looks for them. */

@@ -24,6 +24,7 @@ import { buildGateway } from '../gateway/app.ts';
 import { bundlePathOf } from '../gateway/bundle.ts';
 import { connectState } from '../gateway/state/redis-state.ts';
 import type { StateStore } from '../gateway/state/state-store.ts';
+import { readTlsPair, TlsDoor } from '../gateway/tls-door.ts';
 import { LocalNode } from '../node/local-node.ts';
 import { urlHost } from './api-client.ts';
 import { type ChosenMachine, chooseMachine } from './choose-machine.ts';
@@ -35,6 +36,8 @@ import { thawVersion } from './version.ts';
 
 export interface Platform {
   url: string;
+  /** Where there is a certificate. */
+  tlsUrl?: string;
   adminUrl: string;
   apiKeyPath: string;
   hypervisor: string;
@@ -62,6 +65,7 @@ async function start(config: Config, progress: Progress, undo: Cleanup): Promise
   const lock = await lockDataDir(paths.lock);
   undo.defer('the lock of the data directory', () => lock.release());
   await requirePorts(config);
+  await requireTlsPair(config);
   const log = createLog({ level: config.logLevel, path: paths.log });
   startDefaultMetrics();
   const reclaimed = await reclaim({ paths, log });
@@ -76,17 +80,20 @@ async function start(config: Config, progress: Progress, undo: Cleanup): Promise
   undo.defer('VMs', () => node.drain(config.drainTimeoutMs));
   await withStep(progress, 'base template', (step) => node.start((text) => step.update(text)));
   const { gateway, admin } = createApps(config, paths, log, node, state, nodeStore);
+  const tlsDoor = await openTlsDoor(config, gateway, log);
   undo.defer('gateway', () => gateway.close());
   undo.defer('admin port', () => admin.close());
   await withStep(progress, 'deployed functions', (step) =>
     gateway.gateway.resume((done, total, what) => step.update(`${done} of ${total} ${what}`)),
   );
   const url = await listen(gateway, config.host, config.port, 'THAW_PORT');
+  const tlsUrl = tlsDoor && (await listenTls(tlsDoor, config));
   const adminUrl = await listen(admin, '127.0.0.1', config.adminPort, 'THAW_ADMIN_PORT');
   lock.publish({ url, adminUrl });
-  log.info({ url, adminUrl, hypervisor: machine.about, version: thawVersion }, 'thaw is up');
+  log.info({ url, tlsUrl, adminUrl, hypervisor: machine.about, version: thawVersion }, 'thaw is up');
   return {
     url,
+    ...(tlsUrl ? { tlsUrl } : {}),
     adminUrl,
     apiKeyPath: paths.apiKey,
     hypervisor: machine.about,
@@ -149,6 +156,7 @@ async function createNode(
     library,
     stored: nodeStore?.stored,
     hypervisor: about,
+    egress: hypervisor.capabilities.egress,
     notes,
     baseShape: { memoryMb: config.baseMemoryMb, vcpus: 1 },
     basePolicy: { min: config.baseWarm, max: config.maxVms, recycle: 'fresh', concurrency: 1 },
@@ -165,12 +173,36 @@ function createApps(
   state: StateStore,
   nodeStore: NodeStore | undefined,
 ) {
-  const { maxBundleBytes, drainTimeoutMs, trustForwarded } = config;
-  const gatewayConfig = { bundleDir: paths.bundlesDir, maxBundleBytes, drainTimeoutMs, trustForwarded };
+  const { maxBundleBytes, drainTimeoutMs, trustForwarded, domain = null } = config;
+  const gatewayConfig = {
+    bundleDir: paths.bundlesDir,
+    maxBundleBytes,
+    drainTimeoutMs,
+    trustForwarded,
+    domain,
+  };
   const gateway = buildGateway({ node, state, log, version: thawVersion, config: gatewayConfig });
   const otherMetrics = async () => (await nodeStore?.paged?.metrics()) ?? [];
   const admin = buildAdminApp({ gateway: gateway.gateway, version: thawVersion, otherMetrics });
   return { gateway, admin };
+}
+
+/** Asked before the long work, too. @throws ThawError `bad-config` for a certificate or key that cannot be used. */
+async function requireTlsPair({ tlsCert: certPath, tlsKey: keyPath }: Config): Promise<void> {
+  if (certPath !== undefined && keyPath !== undefined) await readTlsPair({ certPath, keyPath });
+}
+
+async function openTlsDoor(config: Config, app: FastifyInstance, log: Log): Promise<TlsDoor | undefined> {
+  const { tlsCert: certPath, tlsKey: keyPath } = config;
+  if (certPath === undefined || keyPath === undefined) return undefined;
+  return await TlsDoor.open(app, { certPath, keyPath, log });
+}
+
+async function listenTls(door: TlsDoor, { host, tlsPort, domain }: Config): Promise<string> {
+  const port = await door.listen(host, tlsPort).catch((error: Error) => {
+    throw listenError(error, host, tlsPort, 'THAW_TLS_PORT');
+  });
+  return `https://${domain?.split(':')[0] ?? urlHost(host)}:${port}`;
 }
 
 /** @throws ThawError `no-space`. */
@@ -182,10 +214,11 @@ async function requireFreeDisk({ dataDir, minFreeDiskMb }: Config): Promise<void
 }
 
 /** Asked before the long work, so that a taken port is not found out after it. @throws ThawError `port-in-use`. */
-async function requirePorts({ host, port, adminPort }: Config): Promise<void> {
+async function requirePorts({ host, port, adminPort, tlsCert, tlsPort }: Config): Promise<void> {
   for (const [address, number, name] of [
     [host, port, 'THAW_PORT'],
     ['127.0.0.1', adminPort, 'THAW_ADMIN_PORT'],
+    ...(tlsCert === undefined ? [] : [[host, tlsPort, 'THAW_TLS_PORT'] as const]),
   ] as const) {
     const probe = createServer();
     await new Promise<void>((resolve, reject) => {

@@ -12,6 +12,7 @@ import { type GatewayOptionsConfig, resolveGatewayConfig } from './gateway-confi
 import type { GatewayContext } from './gateway-context.ts';
 import type { NodeClient } from './node-client.ts';
 import { withOpenapi } from './openapi.ts';
+import { refuseMalformed } from './raw-problem.ts';
 import { requestIdOf } from './request-identity.ts';
 import { functionRoutes, sendProblem } from './routes/functions.ts';
 import { sandboxRoutes } from './routes/sandboxes.ts';
@@ -64,6 +65,7 @@ export function buildGateway(options: GatewayOptions): FastifyInstance {
     logger: false,
     routerOptions: { maxParamLength: 256 },
     return503OnClosing: false,
+    clientErrorHandler: refuseMalformed,
   });
   app.setValidatorCompiler(validatorCompiler);
   app.addHook('onSend', async (request, reply) => void reply.header('x-request-id', request.id));

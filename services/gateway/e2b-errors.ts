@@ -6,7 +6,7 @@ import { asThawError, platformErrorHeader, retryAfterSecondsOf } from '../../sha
 export interface E2bFailure {
   status: number;
   headers: Record<string, string>;
-  body: { code: number; message: string };
+  body: { code: number; message: string; sandboxId?: string; port?: number };
 }
 
 export function e2bFailureOf(cause: unknown, requestId: string): E2bFailure {
@@ -35,6 +35,7 @@ export function dataPlaneFailureOf(
 ): E2bFailure {
   const failure = e2bFailureOf(cause, requestId);
   const code = cause instanceof ThawError ? cause.code : 'internal';
+  if (code === 'forbidden') return { ...failure, body: { sandboxId, ...failure.body } };
   const gone = code === 'sandbox-not-found' || code === 'vm-died';
   if (!gone && code !== 'guest-unreachable') return failure;
   const body = gone

@@ -40,6 +40,8 @@ export interface ForwardOptions {
   trustForwarded: boolean;
   /** Credentials that were meant for Thaw and must not reach the guest. */
   dropCredentials?: readonly string[] | undefined;
+  /** What the guest shall see as its Host; the caller's own is in X-Forwarded-Host. */
+  host?: string | undefined;
 }
 
 /** The headers a guest sees. */
@@ -55,6 +57,7 @@ export function inwardHeaders(request: IncomingMessage, options: ForwardOptions)
   headers['x-request-id'] = options.requestId;
   setTraceContext(headers);
   setForwarded(headers, request, options.trustForwarded);
+  if (options.host !== undefined) headers.host = options.host;
   return headers;
 }
 

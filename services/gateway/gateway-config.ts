@@ -24,6 +24,8 @@ export interface GatewayConfig {
   maxInFlight: number;
   /** Longest life a client may ask for, seconds. */
   maxSandboxTimeoutSeconds: number;
+  /** Below it every sandbox has a host name for each port; may end in :PORT. Null: clients use an address and headers. */
+  domain: string | null;
   /** How long a sandbox's own server may take until response headers. */
   sandboxResponseTimeoutMs: number;
   /** A connection without a byte in either direction for this long is closed. */
@@ -48,6 +50,7 @@ export const gatewayDefaults: Omit<GatewayConfig, 'bundleDir'> = {
   keepVersions: 2,
   maxInFlight: 4_096,
   maxSandboxTimeoutSeconds: 86_400,
+  domain: null,
   // Above the ten minutes that load balancers commonly wait, so that it is not this hop that gives up first.
   sandboxResponseTimeoutMs: 610_000,
   idleTimeoutMs: 620_000,

@@ -3,6 +3,7 @@
 import type { IncomingHttpHeaders, IncomingMessage } from 'node:http';
 import type { Duplex, Readable } from 'node:stream';
 import type { LogEvent, SandboxInit } from '../../shared/agent-protocol.ts';
+import type { EgressRules } from '../../shared/egress.ts';
 import type { ResolvedManifest } from '../../shared/function-manifest.ts';
 
 /** How a request got its VM (see pool/vm.ts). */
@@ -68,14 +69,21 @@ export interface SandboxRequest {
   endAtMs: number;
   /** True: at its end the node asks (`onSandboxExpired`) instead of killing it. */
   asksAtEnd?: boolean;
-  /** False: it must not reach the outside. True: it may, where the hypervisor offers a way. */
-  allowInternetAccess?: boolean;
+  /** What it may reach outside; absent: the internet, as far as this node's VMs do. */
+  egress?: EgressRules;
+  /** Its ports that speak TLS; their certificates are not checked. */
+  httpsPorts?: readonly number[];
 }
 
-export interface SandboxFacts {
+export interface SandboxSize {
   cpuCount: number;
   memoryMb: number;
   diskSizeMb: number;
+}
+
+export interface SandboxFacts extends SandboxSize {
+  /** Whether the internet at large is open to it: rules may close it, and some nodes have none to give. */
+  reachesInternet: boolean;
 }
 
 export interface SnapshotFacts {
@@ -159,7 +167,10 @@ export interface NodeClient {
   resolveTemplate(templateId: string): Promise<{ snapshotId: string; alias: string | null }>;
   /** The `base` template in another size; it is made when there is none yet, which takes as long as a boot. */
   baseOfSize(shape: { memoryMb?: number; cpuCount?: number }): Promise<{ snapshotId: string }>;
+  /** @throws ThawError `not-implemented` for egress rules that this node cannot keep. */
   createSandbox(request: SandboxRequest): Promise<SandboxFacts>;
+  /** Replaces the rules of a running one; connections that they close end. @throws ThawError `sandbox-not-found` | `not-implemented`. */
+  setSandboxEgress(sandboxId: string, rules: EgressRules): Promise<Pick<SandboxFacts, 'reachesInternet'>>;
   /** What programs and calls start with from now on: in this sandbox, and in clones of it that are not told otherwise. @throws ThawError `sandbox-not-found`. */
   setUpSandbox(sandboxId: string, init: SandboxInit): Promise<void>;
   /** @returns false when no such sandbox runs here. */
@@ -169,6 +180,8 @@ export interface NodeClient {
   onSandboxEnded(listener: (sandboxId: string, reason: string) => void): void;
   /** Called when the time of a sandbox that asks is over; it runs on until it is paused or killed. */
   onSandboxExpired(listener: (sandboxId: string) => void): void;
+  /** What its programs wrote lately, oldest first; absent where nobody listens. */
+  sandboxLog?(sandboxId: string): readonly LogEvent[];
   /** @throws ThawError `sandbox-not-found` | `conflict` | `no-space` | `hypervisor-failed`. */
   captureSandbox(sandboxId: string, request: CaptureSandboxRequest): Promise<SnapshotFacts>;
   /** Newest first. */

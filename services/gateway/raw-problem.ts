@@ -1,8 +1,10 @@
 // Owns failures on the paths that bypass fastify: problem details straight onto a response or an upgrade's socket.
 import { type IncomingMessage, type ServerResponse, STATUS_CODES } from 'node:http';
+import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
-import type { ThawError } from '../../shared/errors.ts';
+import { ThawError } from '../../shared/errors.ts';
 import { problemHeadersOf, problemOf } from '../../shared/problem.ts';
+import { requestIdOf } from './request-identity.ts';
 
 /** Answers with problem details, or cuts the connection when an answer has begun. */
 export function sendProblem(response: ServerResponse, error: ThawError, requestId: string): void {
@@ -40,6 +42,23 @@ export function refuseUpgrade(
     'connection: close',
   ];
   socket.end(`${lines.join('\r\n')}\r\n\r\n${text}`);
+}
+
+const malformed: Record<string, string> = {
+  HPE_HEADER_OVERFLOW: 'the headers are larger than this server takes',
+  ERR_HTTP_REQUEST_TIMEOUT: 'the headers did not come in time',
+};
+
+/** What the parser refuses has no route and no request yet. */
+export function refuseMalformed(cause: NodeJS.ErrnoException, socket: Socket): void {
+  // An answer to the request before may be under way, and this must not become a part of it.
+  if (cause.code === 'ECONNRESET' || socket.bytesWritten > 0) {
+    socket.destroy();
+    return;
+  }
+  const error = new ThawError('bad-request', malformed[cause.code ?? ''] ?? 'this is not HTTP');
+  const requestId = requestIdOf({});
+  refuseUpgrade(socket, error.status, problemHeadersOf(error, requestId), problemOf(error, requestId));
 }
 
 export function hasBody(request: IncomingMessage): boolean {

@@ -1,10 +1,14 @@
 // Owns the life of sandboxes as the control plane sees it: record first, VM second, and the record ends with the VM.
 // Refuses to own the wire shape (routes/sandboxes.ts). Invariant: what a client was told exists has a record and a VM;
 // a failed create leaves neither.
+import { agentPort } from '../../shared/agent-protocol.ts';
+import type { EgressRules } from '../../shared/egress.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { newSandboxId, newSecret } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
+import type { SandboxNetwork } from './network-config.ts';
 import type { NodeClient, SandboxRequest, SnapshotFacts } from './node-client.ts';
+import { SandboxLogs } from './sandbox-logs.ts';
 import type { SandboxRecord, StateStore } from './state/state-store.ts';
 import type { TemplateSource, Templates } from './templates.ts';
 
@@ -13,16 +17,23 @@ export interface NewSandbox {
   timeoutMs: number;
   metadata: Record<string, string>;
   envVars: Record<string, string>;
-  allowInternetAccess: boolean;
+  network: SandboxNetwork;
+  /** False: its ports are served only to those who send its traffic token. */
+  isPublic: boolean;
   onTimeout: 'kill' | 'pause';
   autoResume: boolean;
 }
+
+/** Far above what an agent takes that lives. */
+const healthTimeoutMs = 5_000;
 
 export class Sandboxes {
   readonly #templates: Templates;
   readonly #node: NodeClient;
   readonly #state: StateStore;
   readonly #log: Log;
+  /** What clients are told of each one's life. */
+  readonly logs = new SandboxLogs();
   readonly #resuming = new Map<string, Promise<SandboxRecord>>();
   /** What the state held before this gateway made any. */
   readonly #stale: string[];
@@ -35,6 +46,7 @@ export class Sandboxes {
     this.#stale = this.list().flatMap(({ sandboxId, state }) => (state === 'paused' ? [] : [sandboxId]));
     this.#node.onSandboxEnded((sandboxId, reason) => {
       this.#log.info({ sandboxId, reason }, 'sandbox ended');
+      this.logs.forget(sandboxId);
       void this.#state.sandboxes.remove(sandboxId);
     });
     this.#node.onSandboxExpired((sandboxId) => void this.#pauseOrKill(sandboxId));
@@ -69,12 +81,13 @@ export class Sandboxes {
 
   async #start(starting: SandboxRecord, wanted: NewSandbox): Promise<SandboxRecord> {
     const { sandboxId } = starting;
-    const facts = await this.#node.createSandbox(requestOf(starting));
+    const { reachesInternet, ...facts } = await this.#node.createSandbox(requestOf(starting));
     const startedAtMs = Date.now();
     // The life asked for begins when the sandbox can be used, however long its VM took.
     const running: SandboxRecord = {
       ...starting,
       ...facts,
+      allowInternetAccess: reachesInternet,
       state: 'running',
       startedAtMs,
       endAtMs: startedAtMs + wanted.timeoutMs,
@@ -82,6 +95,7 @@ export class Sandboxes {
     this.#node.setSandboxEnd(sandboxId, running.endAtMs);
     if (!(await this.#state.sandboxes.update(running)))
       throw new ThawError('no-capacity', 'the sandbox ended while it was being started');
+    this.logs.say(sandboxId, 'sandbox started', { templateId: starting.templateId });
     return running;
   }
 
@@ -100,9 +114,32 @@ export class Sandboxes {
   async kill(sandboxId: string): Promise<void> {
     const known = this.#state.sandboxes.get(sandboxId);
     const killed = await this.#node.killSandbox(sandboxId);
+    this.logs.forget(sandboxId);
     await this.#state.sandboxes.remove(sandboxId);
     if (known?.state === 'paused') await this.#discard(known.snapshotId);
     if (known === undefined && !killed) throw notFound(sandboxId);
+  }
+
+  /** @throws ThawError `guest-unhealthy` while its agent does not answer. */
+  async requireHealthy(sandboxId: string): Promise<void> {
+    this.#running(sandboxId);
+    const signal = AbortSignal.timeout(healthTimeoutMs);
+    const asked = {
+      method: 'GET',
+      path: '/health',
+      headers: {},
+      body: null,
+      signal,
+      timeoutMs: healthTimeoutMs,
+    };
+    const answer = await this.#node
+      .sandboxRequest(sandboxId, agentPort, asked)
+      .catch((error: Error) => error);
+    if (answer instanceof Error)
+      throw new ThawError('guest-unhealthy', `the agent in the sandbox does not answer: ${answer.message}`);
+    answer.body.on('error', () => {}).resume();
+    if (answer.status >= 300)
+      throw new ThawError('guest-unhealthy', `the agent in the sandbox answers ${answer.status}`);
   }
 
   /** Its memory becomes a snapshot and its VM ends; `connect` brings it back. @throws ThawError `conflict` when it is paused. */
@@ -111,7 +148,7 @@ export class Sandboxes {
     const names = [pauseNameOf(sandboxId)];
     const { snapshotId } = await this.#node.captureSandbox(sandboxId, { names, keepRunning: false });
     const paused: SandboxRecord = { ...record, state: 'paused', snapshotId };
-    if (await this.#state.sandboxes.update(paused)) return;
+    if (await this.#state.sandboxes.update(paused)) return this.logs.say(sandboxId, 'sandbox paused');
     await this.#discard(snapshotId);
     throw notFound(sandboxId);
   }
@@ -136,15 +173,29 @@ export class Sandboxes {
       await this.#node.killSandbox(sandboxId);
       throw notFound(sandboxId);
     }
+    this.logs.say(sandboxId, 'sandbox resumed');
     // The VM holds links of its own to all it needs.
     await this.#discard(snapshotId);
     return running;
   }
 
+  /** Replaces its egress rules. @throws ThawError `conflict` for a paused one, `not-implemented` for what its node cannot keep. */
+  async setEgress(sandboxId: string, egress: EgressRules): Promise<void> {
+    this.#running(sandboxId);
+    const { reachesInternet } = await this.#node.setSandboxEgress(sandboxId, egress);
+    const record = this.#running(sandboxId);
+    const network = { ...record.network, egress };
+    const changed: SandboxRecord = { ...record, network, allowInternetAccess: reachesInternet };
+    if (!(await this.#state.sandboxes.update(changed))) throw notFound(sandboxId);
+    this.logs.say(sandboxId, 'network rules replaced');
+  }
+
   /** @throws ThawError `conflict` for a paused one or a name that is taken. */
   async snapshot(sandboxId: string, names: string[]): Promise<SnapshotFacts> {
     this.#running(sandboxId);
-    return await this.#node.captureSandbox(sandboxId, { names, keepRunning: true });
+    const facts = await this.#node.captureSandbox(sandboxId, { names, keepRunning: true });
+    this.logs.say(sandboxId, 'snapshot taken', { snapshotId: facts.snapshotId });
+    return facts;
   }
 
   /** Clones of it as it is now, each a sandbox of its own; one that fails does not end the others. */
@@ -160,7 +211,8 @@ export class Sandboxes {
       timeoutMs,
       metadata: source.metadata,
       envVars: source.envVars ?? {},
-      allowInternetAccess: source.allowInternetAccess,
+      network: networkIn(source),
+      isPublic: source.trafficAccessToken === undefined,
       onTimeout: source.onTimeout ?? 'kill',
       autoResume: source.autoResume ?? false,
     };
@@ -187,7 +239,8 @@ export class Sandboxes {
     try {
       await this.pause(sandboxId);
     } catch (error) {
-      this.#log.warn({ sandboxId, reason: (error as Error).message }, 'it could not be paused at its end');
+      const reason = (error as Error).message;
+      this.#log.warn({ sandboxId, reason }, 'it could not be paused at its end');
       await this.kill(sandboxId).catch(() => {});
     }
   }
@@ -216,13 +269,17 @@ export const pauseNameOf = (sandboxId: string): string => `paused-${sandboxId}`;
 const notFound = (sandboxId: string) =>
   new ThawError('sandbox-not-found', `sandbox ${sandboxId.slice(0, 64)} was not found`);
 
+/** Records of before there were rules have the one word. */
+const networkIn = ({ network, allowInternetAccess }: SandboxRecord): SandboxNetwork =>
+  network ?? { egress: { allowInternetAccess, allowOut: [], denyOut: [] } };
+
 const requestOf = (record: SandboxRecord): SandboxRequest => ({
   sandboxId: record.sandboxId,
   snapshotId: record.snapshotId,
   accessToken: record.accessToken,
   envVars: record.envVars ?? {},
   endAtMs: record.endAtMs,
-  allowInternetAccess: record.allowInternetAccess,
+  ...networkIn(record),
   asksAtEnd: record.onTimeout === 'pause',
 });
 
@@ -241,7 +298,9 @@ function startingRecord(wanted: NewSandbox, snapshotId: string, alias: string | 
     cpuCount: 0,
     memoryMb: 0,
     diskSizeMb: 0,
-    allowInternetAccess: wanted.allowInternetAccess,
+    allowInternetAccess: wanted.network.egress.allowInternetAccess,
+    network: wanted.network,
+    ...(wanted.isPublic ? {} : { trafficAccessToken: newSecret() }),
     onTimeout: wanted.onTimeout,
     autoResume: wanted.autoResume,
     envVars: wanted.envVars,

@@ -10,6 +10,13 @@ import { pipeline } from 'node:stream/promises';
 import { setTimeout as delay } from 'node:timers/promises';
 import { Agent, errors } from 'undici';
 import type { LogEvent, SandboxInit } from '../../shared/agent-protocol.ts';
+import {
+  type EgressAbility,
+  type EgressRules,
+  openEgress,
+  reachesInternet,
+  requireKeepable,
+} from '../../shared/egress.ts';
 import { type ErrorCode, ThawError } from '../../shared/errors.ts';
 import { newSnapshotId, snapshotIdOf } from '../../shared/ids.ts';
 import type {
@@ -70,6 +77,10 @@ export class SimulatedNodeClient implements NodeClient {
   readonly sandboxes = new Map<string, SimulatedSandbox>();
   readonly retired: string[] = [];
   readonly snapshots: SnapshotFacts[] = [];
+  /** What programs of sandboxes wrote, by sandbox. */
+  readonly written = new Map<string, LogEvent[]>();
+  /** What it pretends to be able to keep. */
+  egress: EgressAbility = 'by-address';
   /** Ports that a sandbox listens on. */
   readonly openPorts = new Set([49983, 8000]);
   /** Requests that ended before their answer did, by path: what a guest sees of a lost client. */
@@ -194,9 +205,23 @@ export class SimulatedNodeClient implements NodeClient {
 
   async createSandbox(request: SandboxRequest): Promise<SandboxFacts> {
     this.#failWhenAsked('createSandbox');
+    const { reachesInternet } = this.#keep(request.egress ?? openEgress);
     this.sandboxes.set(request.sandboxId, { ...request, timer: undefined });
     this.setSandboxEnd(request.sandboxId, request.endAtMs);
-    return { cpuCount: 2, memoryMb: 512, diskSizeMb: 1024 };
+    return { cpuCount: 2, memoryMb: 512, diskSizeMb: 1024, reachesInternet };
+  }
+
+  async setSandboxEgress(sandboxId: string, rules: EgressRules): Promise<{ reachesInternet: boolean }> {
+    const sandbox = this.sandboxes.get(sandboxId);
+    if (sandbox === undefined) throw new ThawError('sandbox-not-found', 'no such sandbox');
+    const kept = this.#keep(rules);
+    sandbox.egress = rules;
+    return kept;
+  }
+
+  #keep(rules: EgressRules): { reachesInternet: boolean } {
+    requireKeepable(this.egress, rules);
+    return { reachesInternet: reachesInternet(this.egress, rules) };
   }
 
   async killSandbox(sandboxId: string): Promise<boolean> {
@@ -213,6 +238,10 @@ export class SimulatedNodeClient implements NodeClient {
       if (sandbox.asksAtEnd) for (const listener of this.#expiryListeners) listener(sandboxId);
       else this.endSandbox(sandboxId, 'timeout');
     }, endAtMs - Date.now());
+  }
+
+  sandboxLog(sandboxId: string): readonly LogEvent[] {
+    return this.written.get(sandboxId) ?? [];
   }
 
   endSandbox(sandboxId: string, reason: string): void {

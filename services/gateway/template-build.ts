@@ -10,7 +10,7 @@ import { ThawError } from '../../shared/errors.ts';
 import { newSandboxId, newSecret } from '../../shared/ids.ts';
 import type { BuildLog } from './build-log.ts';
 import { type CommandEnd, GuestCommands } from './guest-commands.ts';
-import type { NodeClient, SandboxFacts } from './node-client.ts';
+import type { NodeClient, SandboxSize } from './node-client.ts';
 import { type BuildPlan, type BuildStep, expanded } from './template-plan.ts';
 
 export interface BuildRequest {
@@ -30,7 +30,7 @@ export interface BuildRequest {
 
 export interface BuiltTemplate {
   snapshotId: string;
-  facts: SandboxFacts;
+  facts: SandboxSize;
 }
 
 /** A step that did not go well. `step` as E2B counts: `base`, from 1, `finalize`. */
@@ -61,7 +61,7 @@ export async function buildTemplate(request: BuildRequest): Promise<BuiltTemplat
   const accessToken = newSecret();
   log.beginStep('base', `FROM ${plan.from}`);
   const wanted = { sandboxId, snapshotId: request.sourceSnapshotId, accessToken, envVars: {}, endAtMs };
-  const facts = await inStep('base', () => node.createSandbox(wanted));
+  const { cpuCount, memoryMb, diskSizeMb } = await inStep('base', () => node.createSandbox(wanted));
   try {
     const guest = new GuestCommands(node, sandboxId, accessToken, signal);
     const setting = await inStep('base', () => inheritedSetting(guest));
@@ -71,6 +71,7 @@ export async function buildTemplate(request: BuildRequest): Promise<BuiltTemplat
       await inStep(name, () => perform(request, guest, setting, step, name));
       signal.throwIfAborted();
     }
+    const facts = { cpuCount, memoryMb, diskSizeMb };
     return await inStep('finalize', () => finalise(request, guest, setting, sandboxId, accessToken, facts));
   } finally {
     await node.killSandbox(sandboxId).catch(() => false);
@@ -247,7 +248,7 @@ async function finalise(
   setting: Setting,
   sandboxId: string,
   accessToken: string,
-  facts: SandboxFacts,
+  facts: SandboxSize,
 ): Promise<BuiltTemplate> {
   const { node, plan, log, signal, snapshotName, minFreeDiskMb } = request;
   const { user, workdir, env } = setting;

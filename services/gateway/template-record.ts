@@ -1,7 +1,7 @@
 // Owns what is remembered of a template: its builds, their states as a table of single hops, and which build a tag names.
 // Refuses to own where it is kept (state/template-store.ts) and the work of a build. Everything here is pure.
 // Invariant: a tag names a ready build; a build that has ended never changes again.
-import type { SandboxFacts } from './node-client.ts';
+import type { SandboxSize } from './node-client.ts';
 
 /** In E2B's words; `waiting` has been asked for and not been told what to do. */
 export type BuildState = 'waiting' | 'building' | 'ready' | 'error';
@@ -22,7 +22,7 @@ export interface TemplateBuild {
   wanted: { memoryMb: number | null; cpuCount: number | null; minFreeDiskMb: number | null };
   /** Of a ready one. */
   snapshotId: string | null;
-  facts: SandboxFacts | null;
+  facts: SandboxSize | null;
   createdAt: string;
   finishedAt: string | null;
   error: { message: string; step: string | null } | null;

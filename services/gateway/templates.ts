@@ -2,7 +2,7 @@
 // Refuses to own builds (template-builds.ts) and the wire (routes/templates.ts). Invariant: what a tag names changes in
 // one step, and only to a build that is ready; what no tag names any more is removed, and sandboxes of it lose nothing.
 import { ThawError } from '../../shared/errors.ts';
-import { newTemplateId } from '../../shared/ids.ts';
+import { newTemplateId, snapshotNamePattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import type { NodeClient, SnapshotFacts } from './node-client.ts';
 import type { StateStore, TemplateChange } from './state/state-store.ts';
@@ -59,7 +59,7 @@ export class Templates {
     const { name, tag } = splitName(word);
     const record = this.#state.templates.get(name);
     if (record === undefined) {
-      const { snapshotId, alias } = await this.#node.resolveTemplate(word);
+      const { snapshotId, alias } = await this.#node.resolveTemplate(askable(word));
       return { templateId: word, snapshotId, alias: alias !== null && isTemplatesName(alias) ? null : alias };
     }
     const build = taggedBuild(record, tag);
@@ -121,7 +121,7 @@ export class Templates {
 
   /** Any other snapshot, by id or name. @throws ThawError `template-not-found` | `conflict` for the content of a template. */
   async removeSnapshot(idOrName: string): Promise<void> {
-    const snapshot = await this.#node.inspectSnapshot(idOrName);
+    const snapshot = await this.#node.inspectSnapshot(askable(idOrName));
     const owner = this.ownerOf(snapshot);
     if (owner !== undefined)
       throw new ThawError(
@@ -203,6 +203,12 @@ export class Templates {
       this.#log.warn({ snapshotId, reason: error.message }, 'a snapshot of a template could not be removed');
     });
   }
+}
+
+/** The node is not asked for what nothing can be called. @throws ThawError `template-not-found`. */
+function askable(word: string): string {
+  if (!snapshotNamePattern.test(word)) throw missing(word);
+  return word;
 }
 
 const missing = (word: string) =>

@@ -1,14 +1,8 @@
-// Owns who may call: the per-VM secret, the sandbox's access token, signed file links, and the user a call names.
+// Owns who may call: the sandbox's access token, signed file links, and the user a call names.
 // Refuses to own what a caller may do afterwards. Invariant: secrets are compared in constant time and never echoed.
-import { createHash, timingSafeEqual } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
-
-/** Equal digests stand for equal values: their fixed length gives nothing away. */
-export function equalSecrets(given: unknown, expected: string | undefined): boolean {
-  if (typeof given !== 'string' || expected === undefined || expected === '') return false;
-  const digest = (value: string) => createHash('sha256').update(value).digest();
-  return timingSafeEqual(digest(given), digest(expected));
-}
+import { equalSecrets } from '../../shared/secrets.ts';
 
 export const hasAccessToken = (request: IncomingMessage, token: string | undefined): boolean =>
   equalSecrets(request.headers['x-access-token'], token);

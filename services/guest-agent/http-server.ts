@@ -5,7 +5,8 @@ import type { IncomingMessage, Server, ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { secretHeader } from '../../shared/agent-protocol.ts';
 import { ConnectError, connectStatus } from '../../shared/connect-frames.ts';
-import { equalSecrets } from './access.ts';
+import { equalSecrets } from '../../shared/secrets.ts';
+
 import type { AgentState } from './agent-state.ts';
 import { asConnectError, sendJson } from './connect-json.ts';
 import type { FunctionRunner } from './function-runner.ts';

@@ -4,6 +4,7 @@
 import type { IncomingMessage } from 'node:http';
 import { connect } from 'node:net';
 import type { Duplex, Readable } from 'node:stream';
+import { connect as connectTls } from 'node:tls';
 import { type Dispatcher, errors } from 'undici';
 import { ThawError } from '../../shared/errors.ts';
 import type { GuestRequest } from '../gateway/node-client.ts';
@@ -91,17 +92,18 @@ function failureOf(error: unknown): Error {
 
 /** Hands an upgrade to the guest and joins the two connections. Resolves when both have ended. @throws NotDispatchedError. */
 export async function joinUpgrade(
-  address: { host: string; port: number },
+  address: { host: string; port: number; tls?: boolean },
   request: IncomingMessage,
   path: string,
   client: Duplex,
   head: Buffer,
   connectTimeoutMs: number,
 ): Promise<void> {
-  const guest = connect(address.port, address.host);
+  const { host, port } = address;
+  const guest = address.tls ? connectTls({ host, port, rejectUnauthorized: false }) : connect(port, host);
   await new Promise<void>((resolve, reject) => {
     guest.setTimeout(connectTimeoutMs, () => guest.destroy(tooLate(connectTimeoutMs)));
-    guest.once('connect', resolve);
+    guest.once(address.tls ? 'secureConnect' : 'connect', resolve);
     guest.once('error', (error) => reject(new NotDispatchedError(error)));
   });
   guest.setTimeout(0).setNoDelay(true);

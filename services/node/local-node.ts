@@ -9,6 +9,13 @@ import type { SnapshotLibrary } from '../../pool/snapshot/library.ts';
 import type { StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
 import type { SnapshotBuilder, Vm } from '../../pool/vm.ts';
 import type { ControlEvent, LogEvent, SandboxInit } from '../../shared/agent-protocol.ts';
+import {
+  type EgressAbility,
+  type EgressRules,
+  openEgress,
+  reachesInternet,
+  requireKeepable,
+} from '../../shared/egress.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type {
@@ -27,7 +34,7 @@ import type {
 import { buildEndpoint } from './endpoint-build.ts';
 import { FunctionLogs } from './function-logs.ts';
 import { Invocations } from './invocations.ts';
-import { NodeSandboxes } from './node-sandboxes.ts';
+import { keepEgress, NodeSandboxes } from './node-sandboxes.ts';
 import { NodeSnapshots } from './node-snapshots.ts';
 
 export interface LocalNodeOptions {
@@ -44,10 +51,14 @@ export interface LocalNodeOptions {
   baseShape: MachineShape;
   basePolicy: PoolPolicy;
   diskSizeMb: number;
+  /** What its VMs may be held to outside. */
+  egress: EgressAbility;
   library: SnapshotLibrary;
   /** Absent where no store is configured. */
   stored?: StoredSnapshots | undefined;
 }
+
+const unfiltered = ({ egress: _, ...request }: SandboxRequest): SandboxRequest => request;
 
 const keyOf = ({ name, version }: Pick<FunctionVersion, 'name' | 'version'>) => `${name}@${version}`;
 
@@ -197,11 +208,24 @@ export class LocalNode implements NodeClient {
   }
 
   async createSandbox(request: SandboxRequest): Promise<SandboxFacts> {
-    const { diskSizeMb, library } = this.#options;
+    const { diskSizeMb, library, egress } = this.#options;
+    const rules = request.egress ?? openEgress;
+    requireKeepable(egress, rules);
     if (request.snapshotId !== this.#baseSnapshotId) await this.#snapshots.serve(request.snapshotId);
     const { memoryMb, vcpus } = await library.record(request.snapshotId);
-    await this.#sandboxes.create(request);
-    return { cpuCount: vcpus, memoryMb, diskSizeMb };
+    // Where nothing filters, what was asked for holds by itself.
+    await this.#sandboxes.create(
+      egress === 'by-address' ? { ...request, egress: rules } : unfiltered(request),
+    );
+    return { cpuCount: vcpus, memoryMb, diskSizeMb, reachesInternet: reachesInternet(egress, rules) };
+  }
+
+  async setSandboxEgress(sandboxId: string, rules: EgressRules): Promise<{ reachesInternet: boolean }> {
+    const { egress } = this.#options;
+    const { lease } = this.#sandboxes.get(sandboxId);
+    requireKeepable(egress, rules);
+    if (egress === 'by-address') await keepEgress(lease.vm, rules);
+    return { reachesInternet: reachesInternet(egress, rules) };
   }
 
   setUpSandbox(sandboxId: string, init: SandboxInit): Promise<void> {
@@ -222,6 +246,10 @@ export class LocalNode implements NodeClient {
 
   onSandboxExpired(listener: (sandboxId: string) => void): void {
     this.#sandboxes.onExpired(listener);
+  }
+
+  sandboxLog(sandboxId: string): readonly LogEvent[] {
+    return this.#sandboxes.has(sandboxId) ? this.#sandboxes.get(sandboxId).log : [];
   }
 
   async captureSandbox(sandboxId: string, request: CaptureSandboxRequest): Promise<SnapshotFacts> {

@@ -6,7 +6,9 @@ import type { Duplex } from 'node:stream';
 import { Agent } from 'undici';
 import type { Lease } from '../../pool/lease.ts';
 import type { Pool } from '../../pool/pool.ts';
-import { agentPort, type SandboxInit, secretHeader } from '../../shared/agent-protocol.ts';
+import type { Vm } from '../../pool/vm.ts';
+import { agentPort, type LogEvent, type SandboxInit, secretHeader } from '../../shared/agent-protocol.ts';
+import type { EgressRules } from '../../shared/egress.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { GuestRequest, GuestResponse, SandboxRequest } from '../gateway/node-client.ts';
@@ -18,6 +20,7 @@ const initTimeoutMs = 10_000;
 /** Each port that was ever asked for holds a host port while the sandbox lives. */
 const maxPorts = 128;
 const upgradeTimeoutMs = 30_000;
+const maxLogLines = 500;
 
 export interface RunningSandbox {
   readonly sandboxId: string;
@@ -27,6 +30,10 @@ export interface RunningSandbox {
   readonly connections: Agent;
   readonly ports: Map<number, Promise<{ host: string; port: number }>>;
   readonly asksAtEnd: boolean;
+  /** Ports that speak TLS. */
+  readonly tlsPorts: ReadonlySet<number>;
+  /** What its programs wrote lately. */
+  readonly log: LogEvent[];
   endAtMs: number;
   timer: NodeJS.Timeout | undefined;
 }
@@ -54,7 +61,13 @@ export class NodeSandboxes {
   /** @throws ThawError `no-capacity` | `restore-failed` | `overloaded` | `guest-unreachable`. */
   async create(request: SandboxRequest): Promise<RunningSandbox> {
     const lease = await this.#pool.acquire(request.snapshotId, { timeoutMs: acquireTimeoutMs });
-    const connections = new Agent({ keepAliveTimeout: 600_000, keepAliveMaxTimeout: 600_000, pipelining: 1 });
+    const connections = new Agent({
+      keepAliveTimeout: 600_000,
+      keepAliveMaxTimeout: 600_000,
+      pipelining: 1,
+      // What speaks TLS in a guest has a certificate of its own making; the way there is this host's.
+      connect: { rejectUnauthorized: false },
+    });
     const { sandboxId, snapshotId, endAtMs } = request;
     const ports = new Map([[agentPort, Promise.resolve(lease.vm.agent)]]);
     const asksAtEnd = request.asksAtEnd ?? false;
@@ -65,12 +78,17 @@ export class NodeSandboxes {
       connections,
       ports,
       asksAtEnd,
+      tlsPorts: new Set(request.httpsPorts),
+      log: logOf(lease.vm),
       endAtMs,
       timer: undefined,
     };
     try {
-      if (request.allowInternetAccess) await lease.vm.setEgress?.(true);
-      await initialise(sandbox, { accessToken: request.accessToken, envVars: request.envVars });
+      const { egress, accessToken, envVars } = request;
+      await Promise.all([
+        egress && keepEgress(lease.vm, egress),
+        initialise(sandbox, { accessToken, envVars }),
+      ]);
     } catch (error) {
       lease.discard();
       void connections.destroy();
@@ -108,6 +126,10 @@ export class NodeSandboxes {
     else this.#ended(sandboxId, 'its time was over');
   }
 
+  has(sandboxId: string): boolean {
+    return this.#running.has(sandboxId);
+  }
+
   /** @throws ThawError `sandbox-not-found`. */
   get(sandboxId: string): RunningSandbox {
     const sandbox = this.#running.get(sandboxId);
@@ -118,10 +140,11 @@ export class NodeSandboxes {
   async request(sandboxId: string, guestPort: number, request: GuestRequest): Promise<GuestResponse> {
     const sandbox = this.get(sandboxId);
     const { host, port } = await addressOf(sandbox, guestPort);
-    const { connections, lease } = sandbox;
+    const { connections, lease, tlsPorts } = sandbox;
+    const scheme = tlsPorts.has(guestPort) ? 'https' : 'http';
     const answer = await exchange(
       connections,
-      `http://${host}:${port}`,
+      `${scheme}://${host}:${port}`,
       request,
       request.timeoutMs,
       lease.signal,
@@ -138,7 +161,7 @@ export class NodeSandboxes {
     head: Buffer,
   ): Promise<void> {
     const sandbox = this.get(sandboxId);
-    const address = await addressOf(sandbox, guestPort);
+    const address = { ...(await addressOf(sandbox, guestPort)), tls: sandbox.tlsPorts.has(guestPort) };
     sandbox.lease.signal.addEventListener('abort', () => socket.destroy(), { once: true });
     await joinUpgrade(address, request, request.url!, socket, head, upgradeTimeoutMs);
   }
@@ -164,6 +187,22 @@ export class NodeSandboxes {
     void sandbox.connections.destroy();
     return sandbox;
   }
+}
+
+/** @throws ThawError `hypervisor-failed` for a VM without a filter: rules must not be believed that nobody keeps. */
+export async function keepEgress(vm: Vm, rules: EgressRules): Promise<void> {
+  if (!vm.setEgress) throw new ThawError('hypervisor-failed', 'this VM has no filter for what it may reach');
+  await vm.setEgress(rules);
+}
+
+function logOf(vm: Vm): LogEvent[] {
+  const lines: LogEvent[] = [];
+  vm.onEvent((event) => {
+    if (event.event !== 'log') return;
+    lines.push(event);
+    if (lines.length > maxLogLines) lines.shift();
+  });
+  return lines;
 }
 
 /** @throws ThawError `overloaded` past the number of ports that one sandbox may have. */

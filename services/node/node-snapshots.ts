@@ -9,7 +9,7 @@ import type { SnapshotRecord } from '../../pool/snapshot/record.ts';
 import type { StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
 import { type LocalVerification, verifyLocal } from '../../pool/snapshot/verify-local.ts';
 import { ThawError } from '../../shared/errors.ts';
-import { snapshotIdPattern } from '../../shared/ids.ts';
+import { snapshotIdPattern, snapshotNamePattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import { metrics } from '../../shared/metrics.ts';
 import type {
@@ -172,8 +172,12 @@ export class NodeSnapshots {
   }
 }
 
-const wordOf = (idOrName: string): string =>
-  idOrName.endsWith(defaultTag) ? idOrName.slice(0, -defaultTag.length) : idOrName;
+/** @throws ThawError `template-not-found` for what nothing can be called: no file and no store is asked for it. */
+function wordOf(idOrName: string): string {
+  const word = idOrName.endsWith(defaultTag) ? idOrName.slice(0, -defaultTag.length) : idOrName;
+  if (!snapshotNamePattern.test(word)) throw notFound(word);
+  return word;
+}
 
 const notFound = (word: string) =>
   new ThawError('template-not-found', `no template ${JSON.stringify(word.slice(0, 64))}`);

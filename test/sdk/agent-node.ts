@@ -2,7 +2,6 @@
 // Refuses to own functions (SimulatedNodeClient's). No VM: nothing is isolated, paused or captured.
 // Invariant: an agent lives exactly as long as its sandbox.
 import type { IncomingMessage } from 'node:http';
-import { connect } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { Agent } from 'undici';
 import type {
@@ -13,8 +12,11 @@ import type {
 } from '../../services/gateway/node-client.ts';
 import { SimulatedNodeClient } from '../../services/gateway/simulated-node-client.ts';
 import { AgentFixture } from '../../services/guest-agent/agent-fixture.ts';
+import { joinUpgrade } from '../../services/node/guest-proxy.ts';
 import { agentPort, type SandboxInit } from '../../shared/agent-protocol.ts';
 import { ThawError } from '../../shared/errors.ts';
+
+const upgradeTimeoutMs = 5_000;
 
 export class AgentNode extends SimulatedNodeClient {
   readonly #agents = new Map<string, AgentFixture>();
@@ -69,13 +71,12 @@ export class AgentNode extends SimulatedNodeClient {
   override async sandboxUpgrade(
     sandboxId: string,
     guestPort: number,
-    _request: IncomingMessage,
+    request: IncomingMessage,
     socket: Duplex,
+    head: Buffer,
   ): Promise<void> {
-    const guest = connect(this.#portOf(sandboxId, guestPort), '127.0.0.1');
-    guest.on('error', () => socket.destroy());
-    socket.on('error', () => guest.destroy());
-    guest.pipe(socket).pipe(guest);
+    const address = { host: '127.0.0.1', port: this.#portOf(sandboxId, guestPort) };
+    await joinUpgrade(address, request, request.url!, socket, head, upgradeTimeoutMs);
   }
 
   override async stop(): Promise<void> {

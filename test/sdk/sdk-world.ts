@@ -4,7 +4,9 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import type { FastifyInstance } from 'fastify';
 import { buildGateway } from '../../services/gateway/app.ts';
+import type { GatewayConfig } from '../../services/gateway/gateway-config.ts';
 import { startRedis } from '../../services/gateway/state/redis-for-tests.ts';
 import { connectState } from '../../services/gateway/state/redis-state.ts';
 import { Cleanup } from '../../shared/cleanup.ts';
@@ -26,14 +28,19 @@ export async function openSdkWorld(): Promise<SdkWorld> {
     return { apiUrl, apiKey, hasVms: process.env.THAW_TEST_HYPERVISOR !== 'process', close: async () => {} };
   const cleanup = new Cleanup();
   try {
-    return await startGateway(cleanup);
+    return await startAgentGateway(cleanup);
   } catch (error) {
     await cleanup.run();
     throw error;
   }
 }
 
-async function startGateway(cleanup: Cleanup): Promise<SdkWorld> {
+/** @param prepare is given the gateway before it listens. What was started is `cleanup`'s to end. */
+export async function startAgentGateway(
+  cleanup: Cleanup,
+  settings: Partial<GatewayConfig> = {},
+  prepare: (app: FastifyInstance) => unknown = () => {},
+): Promise<SdkWorld> {
   const redis = await startRedis();
   cleanup.defer('redis', () => redis.stop());
   const bundleDir = await mkdtemp(join(tmpdir(), 'thaw-sdk-'));
@@ -44,9 +51,10 @@ async function startGateway(cleanup: Cleanup): Promise<SdkWorld> {
   cleanup.defer('state', () => state.close());
   const apiKey = newApiKey();
   await state.keys.add(apiKey);
-  const config = { bundleDir, drainTimeoutMs: 500 };
+  const config = { bundleDir, drainTimeoutMs: 500, ...settings };
   const app = buildGateway({ node, state, log: silentLog, config, version: '0.0.0-test' });
   cleanup.defer('gateway', () => app.close());
+  await prepare(app);
   await app.listen({ host: '127.0.0.1', port: 0 });
   await app.gateway.resume();
   const { port } = app.server.address() as AddressInfo;

@@ -5,6 +5,7 @@ import { mkdir, open, rename, rm } from 'node:fs/promises';
 import type { Duplex } from 'node:stream';
 import { controlVsockPort } from '../../../shared/agent-protocol.ts';
 import { Cleanup } from '../../../shared/cleanup.ts';
+import type { EgressRules } from '../../../shared/egress.ts';
 import { ThawError } from '../../../shared/errors.ts';
 import { cloneDisk } from '../../host/sparse-file.ts';
 import { PageCapture } from '../guest-memory/page-capture.ts';
@@ -70,8 +71,8 @@ export class CloudHypervisorMachine implements Machine {
     return { host: this.#vmm.slot.address, port: guestPort };
   }
 
-  setEgress(open: boolean): Promise<void> {
-    return this.#vmm.slot.setEgress(open);
+  setEgress(rules: EgressRules): Promise<void> {
+    return this.#vmm.slot.setEgress(rules);
   }
 
   async captureInPlace(target: Omit<CapturedFiles, 'pagesPath'>, onStage?: OnStage): Promise<void> {

@@ -62,7 +62,7 @@ export class CloudHypervisor implements Hypervisor {
     isolated: true,
     capturesMemory: true,
     hardwareVirtualisation: true,
-    egress: true,
+    egress: 'by-address',
     maxVcpus,
   };
   readonly #options: CloudHypervisorOptions;

@@ -55,7 +55,7 @@ class ProcessHypervisor implements Hypervisor {
     isolated: false,
     capturesMemory: false,
     hardwareVirtualisation: false,
-    egress: true,
+    egress: 'open',
     maxVcpus: availableParallelism(),
   };
   readonly #options: ProcessOptions;

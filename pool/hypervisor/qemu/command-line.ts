@@ -10,6 +10,7 @@ export const inherited = { qmp: 3, control: 4, devicesIn: 5, devicesOut: 6 } as 
 export const devicesOutput = '/dev/fdset/1';
 export const devicesInput = `fd:${inherited.devicesIn}`;
 export const guestAddress = '10.0.2.15';
+export const loopback = '127.0.0.1';
 export const machineType = 'pc,usb=off,vmport=off,hpet=off';
 export const cpuModel = 'max';
 
@@ -24,6 +25,8 @@ export interface QemuCommand {
   diskPath: string;
   /** Serial console goes to this file; nowhere when absent (a guest could fill the disk). */
   serialLogPath?: string;
+  /** Where the host reaches the VM's ports. Absent: on the host's loopback, and the guest has no way out at all. */
+  slotAddress?: string;
   /** Numeric uid and gid QEMU drops to after opening its files; absent when Thaw is not root. */
   runAs?: number;
   /** `restore-later`: loads its state only when told, so that its memory can be changed before. */
@@ -60,7 +63,7 @@ export function qemuArgs(command: QemuCommand): string[] {
       `if=none,id=vdb,file=${value(command.diskPath)},format=qcow2,cache=unsafe,discard=unmap,auto-read-only=off`,
     ],
     ['-device', 'virtio-blk-pci,drive=vdb'],
-    ['-netdev', `user,id=n0,restrict=on,ipv6=off,${forward(agentPort)},${forward(runnerPort)}`],
+    ['-netdev', userNetwork(command.slotAddress)],
     ['-device', 'virtio-net-pci,netdev=n0,mac=52:54:00:12:34:56,romfile='],
     ['-device', 'virtio-serial-pci', '-chardev', `socket,id=ctl,fd=${inherited.control}`],
     ['-device', `virtserialport,chardev=ctl,name=${controlPortName}`],
@@ -70,8 +73,17 @@ export function qemuArgs(command: QemuCommand): string[] {
   ].flat();
 }
 
+/** In a slot it is the packet filter of the slot's namespace that restricts, and can be told to do so less. */
+function userNetwork(slotAddress: string | undefined): string {
+  const forwards = [agentPort, runnerPort].map((port) => forward(port, slotAddress));
+  return `user,id=n0,restrict=${slotAddress === undefined ? 'on' : 'off'},ipv6=off,${forwards.join(',')}`;
+}
+
 /** Port 0: the kernel picks a free one, read back with `info usernet`; no race for a reserved number. */
-export const forward = (guestPort: number): string => `hostfwd=tcp:127.0.0.1:0-${guestAddress}:${guestPort}`;
+export const forward = (guestPort: number, hostAddress = loopback): string =>
+  `hostfwd=${forwardRule(guestPort, hostAddress)}`;
+export const forwardRule = (guestPort: number, hostAddress: string): string =>
+  `tcp:${hostAddress}:0-${guestAddress}:${guestPort}`;
 
 const bootArgs = (image: GuestImage): string[] => [
   '-kernel',

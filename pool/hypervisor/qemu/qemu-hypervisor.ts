@@ -10,6 +10,7 @@ import { withDeadline } from '../../../shared/deadline.ts';
 import { ThawError } from '../../../shared/errors.ts';
 import type { Log } from '../../../shared/log.ts';
 import { type Child, startChild } from '../../host/child.ts';
+import type { NetworkSlots } from '../../host/network-slots.ts';
 import { recordProcess } from '../../host/process-table.ts';
 import { pasteIntoProcess } from '../guest-memory/delta-paste.ts';
 import type {
@@ -43,6 +44,8 @@ const deltaTimeoutMs = 30_000;
 export interface QemuOptions {
   accelerator: Accelerator;
   log: Log;
+  /** For VMs that may get a way out. Absent: none does. */
+  slots?: NetworkSlots | undefined;
 }
 
 export function createQemuHypervisor(options: QemuOptions): Hypervisor {
@@ -62,7 +65,7 @@ class QemuHypervisor implements Hypervisor {
       isolated: true,
       capturesMemory: true,
       hardwareVirtualisation: options.accelerator === 'kvm',
-      egress: false,
+      egress: options.slots ? 'by-address' : 'closed',
       maxVcpus: 16,
     };
   }
@@ -138,11 +141,16 @@ class QemuHypervisor implements Hypervisor {
     devicesInPath?: string,
   ): Promise<QemuMachine> {
     await using cleanup = new Cleanup();
+    await using filesOnly = new Cleanup();
     const openFor = async (path: string, flags: string) => {
       const file = await open(path, flags, 0o600);
-      cleanup.defer(path, () => file.close());
+      filesOnly.defer(path, () => file.close());
       return file.fd;
     };
+    const { slots } = this.#options;
+    const mayReachOut = 'mayReachOut' in request && request.mayReachOut === true;
+    const slot = mayReachOut ? await slots?.take() : undefined;
+    if (slot) cleanup.defer('network slot', () => slots!.giveBack(slot));
     const devicesPath = join(request.runDir, 'devices');
     const devicesIn = await openFor(devicesInPath ?? '/dev/null', 'r');
     const devicesOut = await openFor(devicesPath, 'w');
@@ -151,12 +159,21 @@ class QemuHypervisor implements Hypervisor {
       accelerator: this.#options.accelerator,
       shape: request.shape,
       image: request.image,
+      ...(slot ? { slotAddress: slot.address } : {}),
       ...(process.getuid?.() === 0 ? { runAs: vmmUidOf(request.vmId) } : {}),
     });
-    const child = await spawnQemu(args, ['pipe', 'pipe', devicesIn, devicesOut]);
+    const child = await spawnQemu(
+      [...(slot?.enter ?? []), program, ...args],
+      ['pipe', 'pipe', devicesIn, devicesOut],
+    );
+    cleanup.defer('QEMU', () => child.process.kill('SIGKILL'));
     await recordProcess(request.runDir, child.pid, program);
     const { diskPath, pagesPath, sharedMemory } = command;
-    return new QemuMachine(request.vmId, child, { diskPath, devicesPath, pagesPath, sharedMemory });
+    const files = { diskPath, devicesPath, pagesPath, sharedMemory };
+    const machine = new QemuMachine(request.vmId, child, files, slot);
+    cleanup.disarm();
+    if (slot) void machine.exited.then(() => slots!.giveBack(slot));
+    return machine;
   }
 }
 
@@ -168,9 +185,9 @@ async function layDelta(machine: QemuMachine, pagesPath: string, delta: PageDelt
   await machine.qmp.execute('migrate-incoming', { uri: devicesInput });
 }
 
-async function spawnQemu(args: string[], extraStdio: ('pipe' | number)[]): Promise<Child> {
+async function spawnQemu([first, ...args]: string[], extraStdio: ('pipe' | number)[]): Promise<Child> {
   try {
-    return await startChild(program, args, {
+    return await startChild(first!, args, {
       env: { PATH: process.env.PATH, MALLOC_ARENA_MAX: '1' },
       extraStdio,
     });

@@ -3,8 +3,10 @@
 import { open, rename } from 'node:fs/promises';
 import type { Duplex } from 'node:stream';
 import { withDeadline } from '../../../shared/deadline.ts';
+import type { EgressRules } from '../../../shared/egress.ts';
 import { ThawError } from '../../../shared/errors.ts';
 import type { Child } from '../../host/child.ts';
+import type { NetworkSlot } from '../../host/network-slots.ts';
 import type {
   Address,
   CapturedFiles,
@@ -16,7 +18,7 @@ import type {
 } from '../hypervisor.ts';
 import { type OnStage, stopwatch } from '../stopwatch.ts';
 import { captureClone } from './clone-capture.ts';
-import { devicesOutput, guestAddress, inherited } from './command-line.ts';
+import { devicesOutput, forwardRule, inherited, loopback } from './command-line.ts';
 import { Qmp } from './qmp.ts';
 
 const endTimeoutMs = 5_000;
@@ -33,17 +35,22 @@ export class QemuMachine implements Machine {
   readonly qmp: Qmp;
   readonly #child: Child;
   readonly #files: QemuFiles;
+  /** Absent without a slot: then there is no way out to be opened. */
+  readonly setEgress?: (rules: EgressRules) => Promise<void>;
+  readonly #host: string;
   readonly #addresses = new Map<number, Promise<Address>>();
   #controlTaken = false;
   #capturing = false;
 
-  constructor(vmId: string, child: Child, files: QemuFiles) {
+  constructor(vmId: string, child: Child, files: QemuFiles, slot?: NetworkSlot) {
     this.vmId = vmId;
     this.pid = child.pid;
     this.exited = child.exited;
     this.qmp = new Qmp(child.process.stdio[inherited.qmp] as Duplex);
     this.#child = child;
     this.#files = files;
+    this.#host = slot?.address ?? loopback;
+    if (slot) this.setEgress = (rules) => slot.setEgress(rules);
   }
 
   async openControl(): Promise<Duplex> {
@@ -55,7 +62,7 @@ export class QemuMachine implements Machine {
   addressOf(guestPort: number): Promise<Address> {
     const known = this.#addresses.get(guestPort);
     if (known) return known;
-    const found = this.#forwardedPort(guestPort).then((port) => ({ host: '127.0.0.1', port }));
+    const found = this.#forwardedPort(guestPort).then((port) => ({ host: this.#host, port }));
     this.#addresses.set(guestPort, found);
     found.catch(() => this.#addresses.delete(guestPort));
     return found;
@@ -64,7 +71,7 @@ export class QemuMachine implements Machine {
   async #forwardedPort(guestPort: number): Promise<number> {
     const existing = parseForwards(await this.#monitor('info usernet')).get(guestPort);
     if (existing !== undefined) return existing;
-    const refusal = await this.#monitor(`hostfwd_add n0 tcp:127.0.0.1:0-${guestAddress}:${guestPort}`);
+    const refusal = await this.#monitor(`hostfwd_add n0 ${forwardRule(guestPort, this.#host)}`);
     const added = parseForwards(await this.#monitor('info usernet')).get(guestPort);
     if (added === undefined)
       throw new ThawError('hypervisor-failed', `hostfwd_add ${guestPort}: ${refusal.trim()}`);
@@ -121,9 +128,7 @@ async function moveDurably(from: string, to: string): Promise<void> {
 /** Guest port → host port, from `info usernet`'s TCP[HOST_FORWARD] rows. */
 export function parseForwards(text: string): Map<number, number> {
   const forwards = new Map<number, number>();
-  for (const [, hostPort, guestPort] of text.matchAll(
-    /HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+(\d+)/g,
-  ))
+  for (const [, hostPort, guestPort] of text.matchAll(/HOST_FORWARD\]\s+\d+\s+[\d.]+\s+(\d+)\s+\S+\s+(\d+)/g))
     forwards.set(Number(guestPort), Number(hostPort));
   return forwards;
 }

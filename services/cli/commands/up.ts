@@ -48,10 +48,10 @@ async function deployFirst(
 
 function announce(session: Session, command: Command, platform: Platform, deployed: boolean): void {
   const output = session.output(command);
-  const { url, adminUrl, apiKeyPath, hypervisor } = platform;
-  output.value({ url, adminUrl, apiKeyPath, hypervisor });
+  const { url, tlsUrl, adminUrl, apiKeyPath, hypervisor } = platform;
+  output.value({ url, ...(tlsUrl ? { tlsUrl } : {}), adminUrl, apiKeyPath, hypervisor });
   output.line(`
-Thaw is up on ${url}  (metrics and health: ${adminUrl})
+Thaw is up on ${url}${tlsUrl ? ` and ${tlsUrl}` : ''}  (metrics and health: ${adminUrl})
   VMs      ${hypervisor}
   API key  ${apiKeyPath}
   logs     ${join(apiKeyPath, '../thaw.log')}

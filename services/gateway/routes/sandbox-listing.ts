@@ -1,17 +1,8 @@
 // Owns listing sandboxes: filters, order and pages. Pure. Invariant: a page's token names the last row shown, so rows
 // that come or go in between neither repeat nor hide others.
 import { ThawError } from '../../../shared/errors.ts';
+import { integerIn, listIn, oneOfIn, type Query, textIn } from '../query-values.ts';
 import type { SandboxRecord } from '../state/state-store.ts';
-
-export interface ListingQuery {
-  metadata?: string;
-  state?: string | string[];
-  startedAfter?: string;
-  template?: string;
-  order?: string;
-  limit?: string;
-  nextToken?: string;
-}
 
 const maxPageSize = 100;
 const shownStates = ['running', 'paused'] as const;
@@ -19,17 +10,17 @@ const shownStates = ['running', 'paused'] as const;
 /** @throws ThawError `bad-request` naming the parameter. */
 export function listSandboxes(
   records: SandboxRecord[],
-  query: ListingQuery,
+  query: Query,
 ): { page: SandboxRecord[]; nextToken: string | undefined } {
-  const descending = orderOf(query.order) === 'desc';
+  const descending = oneOfIn(query, 'order', ['asc', 'desc']) !== 'asc';
   const matches = filterOf(query);
-  const after = cursorOf(query.nextToken);
+  const after = cursorOf(textIn(query, 'nextToken'));
   const rows = records
     .filter(matches)
     .sort(compare)
     .filter((row) => after === undefined || (descending ? compare(row, after) < 0 : compare(row, after) > 0));
   if (descending) rows.reverse();
-  const limit = limitOf(query.limit);
+  const limit = Math.min(integerIn(query, 'limit', 1, Number.MAX_SAFE_INTEGER) ?? maxPageSize, maxPageSize);
   const page = rows.slice(0, limit);
   return { page, nextToken: rows.length > limit ? tokenOf(page.at(-1)!) : undefined };
 }
@@ -39,11 +30,11 @@ type Position = Pick<SandboxRecord, 'startedAtMs' | 'sandboxId'>;
 const compare = (a: Position, b: Position): number =>
   a.startedAtMs - b.startedAtMs || (a.sandboxId < b.sandboxId ? -1 : a.sandboxId > b.sandboxId ? 1 : 0);
 
-function filterOf(query: ListingQuery): (record: SandboxRecord) => boolean {
-  const states = statesOf(query.state);
-  const metadata = metadataOf(query.metadata);
-  const startedAfterMs = startedAfterOf(query.startedAfter);
-  const { template } = query;
+function filterOf(query: Query): (record: SandboxRecord) => boolean {
+  const states = statesOf(listIn(query, 'state'));
+  const metadata = metadataOf(textIn(query, 'metadata'));
+  const startedAfterMs = startedAfterOf(textIn(query, 'startedAfter'));
+  const template = textIn(query, 'template');
   return (record) =>
     states.has(record.state) &&
     metadata.every(([key, value]) => record.metadata[key] === value) &&
@@ -51,9 +42,8 @@ function filterOf(query: ListingQuery): (record: SandboxRecord) => boolean {
     (template === undefined || [record.templateId, record.alias, record.snapshotId].includes(template));
 }
 
-function statesOf(given: string | string[] | undefined): Set<string> {
-  if (given === undefined || given.length === 0) return new Set(shownStates);
-  const states = [given].flat().flatMap((part) => part.split(','));
+function statesOf(states: string[]): Set<string> {
+  if (states.length === 0) return new Set(shownStates);
   for (const state of states)
     if (!(shownStates as readonly string[]).includes(state))
       throw new ThawError('bad-request', `state: expected ${shownStates.join(' or ')}`);
@@ -78,20 +68,6 @@ function startedAfterOf(given: string | undefined): number {
   const timeMs = Date.parse(given);
   if (Number.isNaN(timeMs)) throw new ThawError('bad-request', 'startedAfter: expected an RFC 3339 time');
   return timeMs;
-}
-
-function orderOf(given: string | undefined): 'asc' | 'desc' {
-  if (given === undefined || given === 'desc') return 'desc';
-  if (given === 'asc') return 'asc';
-  throw new ThawError('bad-request', 'order: expected asc or desc');
-}
-
-function limitOf(given: string | undefined): number {
-  if (given === undefined) return maxPageSize;
-  const limit = Number(given);
-  if (!Number.isInteger(limit) || limit < 1)
-    throw new ThawError('bad-request', 'limit: expected a positive number');
-  return Math.min(limit, maxPageSize);
 }
 
 const tokenOf = ({ startedAtMs, sandboxId }: Position): string =>

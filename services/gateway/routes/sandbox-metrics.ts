@@ -5,10 +5,16 @@ import { agentPort } from '../../../shared/agent-protocol.ts';
 import { ThawError } from '../../../shared/errors.ts';
 import { sandboxIdPattern } from '../../../shared/ids.ts';
 import type { GatewayContext } from '../gateway-context.ts';
+import { integerIn, listIn, type Query } from '../query-values.ts';
+import { idOf } from './sandboxes.ts';
 
 const askTimeoutMs = 5_000;
 const maxAnswerBytes = 64 * 1024;
 const maxSandboxes = 100;
+/** How long a sample stands for, as in E2B. */
+const sampleSeconds = 5;
+/** The last second of the year 9999. */
+const maxSeconds = 253_402_300_799;
 
 interface AgentMetrics {
   ts: number;
@@ -23,13 +29,21 @@ interface AgentMetrics {
 
 export function metricsRoute(context: GatewayContext) {
   return async (app: FastifyInstance): Promise<void> => {
-    app.get<{ Params: { id: string } }>('/sandboxes/:id/metrics', async ({ params: { id } }) => {
-      if (!sandboxIdPattern.test(id)) throw new ThawError('sandbox-not-found', 'the sandbox was not found');
-      const record = context.sandboxes.get(id);
-      return record.state === 'paused' ? [] : [await sampleOf(context, id)];
+    app.get<{ Params: { id: string }; Querystring: Query }>('/sandboxes/:id/metrics', async (request) => {
+      const { query } = request;
+      const sandboxId = idOf(request.params);
+      const startSeconds = integerIn(query, 'start', 0, maxSeconds) ?? 0;
+      const endSeconds = integerIn(query, 'end', 0, maxSeconds) ?? maxSeconds;
+      if (startSeconds > endSeconds) throw new ThawError('bad-request', 'end: expected one after start');
+      if (context.sandboxes.get(sandboxId).state === 'paused') return [];
+      const sample = await sampleOf(context, sandboxId);
+      // Whoever asks for all until now asked a moment before the sample was taken.
+      const isWithin =
+        sample.timestampUnix >= startSeconds && sample.timestampUnix <= endSeconds + sampleSeconds;
+      return isWithin ? [sample] : [];
     });
-    app.get<{ Querystring: { sandbox_ids?: string } }>('/sandboxes/metrics', async ({ query }) => {
-      const ids = (query.sandbox_ids ?? '').split(',').filter((id) => sandboxIdPattern.test(id));
+    app.get<{ Querystring: Query }>('/sandboxes/metrics', async ({ query }) => {
+      const ids = listIn(query, 'sandbox_ids').filter((id) => sandboxIdPattern.test(id));
       if (ids.length > maxSandboxes)
         throw new ThawError('bad-request', `sandbox_ids: expected at most ${maxSandboxes}`);
       const samples = await Promise.allSettled(ids.map((id) => sampleOf(context, id)));

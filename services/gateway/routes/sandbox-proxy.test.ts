@@ -68,6 +68,13 @@ describe('the data plane', () => {
     assert.equal(byHost.url, '/fn/echo/', 'a sandbox may have any path of its own');
     assert.equal(byHost.headers.host, host);
     assert.equal(byHost.headers['x-forwarded-host'], host);
+    const other = byHeader(newSandboxId());
+    const named = (await ask('/', { ...other, host: host.toUpperCase() })).json as unknown as Echo;
+    assert.equal(
+      named.headers['e2b-sandbox-id'],
+      undefined,
+      'the name decides, headers do not, nor does case',
+    );
   });
 
   it('answers 502 in the words that clients look for', async () => {

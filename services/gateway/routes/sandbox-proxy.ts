@@ -1,16 +1,24 @@
 // Owns the data plane: requests for a sandbox's own ports, routed by header or by host name, streamed both ways.
-// Refuses to own access tokens: the agent in the guest checks X-Access-Token. Invariant: the agent's internal routes
-// cannot be reached from here, however their path is written.
-import type { IncomingMessage, ServerResponse } from 'node:http';
+// Refuses to own the agent's access tokens: it checks X-Access-Token itself. Invariant: the agent's internal routes cannot be
+// reached from here, however their path is written; ports that are not public open to their traffic token alone.
+import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { agentPort } from '../../../shared/agent-protocol.ts';
 import { ThawError } from '../../../shared/errors.ts';
 import { sandboxIdPattern } from '../../../shared/ids.ts';
+import { equalSecrets } from '../../../shared/secrets.ts';
 import { dataPlaneFailureOf } from '../e2b-errors.ts';
-import { inwardHeaders, outwardHeaders, rewriteUpgradeHeaders } from '../forwarded-headers.ts';
+import {
+  type ForwardOptions,
+  inwardHeaders,
+  outwardHeaders,
+  rewriteUpgradeHeaders,
+} from '../forwarded-headers.ts';
 import { type GatewayContext, requireRoom } from '../gateway-context.ts';
+import { maskedHost } from '../network-config.ts';
 import { discardBody, hasBody, refuseUpgrade, sendJson } from '../raw-problem.ts';
 import { requestIdOf } from '../request-identity.ts';
+import type { SandboxRecord } from '../state/state-store.ts';
 import { beginResponse, streamResponse } from '../stream-response.ts';
 
 export interface SandboxTarget {
@@ -18,18 +26,16 @@ export interface SandboxTarget {
   port: number;
 }
 
-const sandboxHost = /^([0-9]{1,5})-(i[0-9a-z]{20})\./;
+const sandboxHost = /^([0-9]{1,5})-(i[0-9a-z]{20})\./i;
 
-/** Where a request for a sandbox goes; undefined when it is none. */
-export function sandboxTargetOf(request: IncomingMessage): SandboxTarget | undefined {
-  const { headers } = request;
-  const byHeader = headers['e2b-sandbox-id'];
-  if (byHeader !== undefined) {
-    const port = headers['e2b-sandbox-port'];
-    return { sandboxId: String(byHeader), port: port === undefined ? agentPort : Number(port) };
-  }
-  const match = sandboxHost.exec(headers.host ?? '');
-  return match === null ? undefined : { sandboxId: match[2]!, port: Number(match[1]) };
+/** Where a request for a sandbox goes; undefined when it is none. A name says more than headers, which any page can send. */
+export function sandboxTargetOf({ headers }: IncomingMessage): SandboxTarget | undefined {
+  const byName = sandboxHost.exec(headers.host ?? '');
+  if (byName !== null) return { sandboxId: byName[2]!.toLowerCase(), port: Number(byName[1]) };
+  const sandboxId = headers['e2b-sandbox-id'];
+  if (sandboxId === undefined) return undefined;
+  const port = headers['e2b-sandbox-port'];
+  return { sandboxId: String(sandboxId), port: port === undefined ? agentPort : Number(port) };
 }
 
 const internalRoutes = new Set([
@@ -71,16 +77,55 @@ function check(context: GatewayContext, target: SandboxTarget, url: string): voi
   if (target.port === agentPort && isInternalPath(url)) throw new ThawError('not-found', 'no such route');
 }
 
+/** Before anything is done for the caller: a guess must not even wake a sandbox. */
+function requireTrafficToken(
+  { trafficAccessToken: expected }: SandboxRecord,
+  { port }: SandboxTarget,
+  headers: IncomingHttpHeaders,
+): void {
+  // The agent has a token of its own.
+  if (expected === undefined || port === agentPort) return;
+  const given = headers[trafficTokenHeader];
+  if (equalSecrets(given, expected)) return;
+  const fault = given === undefined ? 'is missing' : 'is not that of this sandbox';
+  throw new ThawError(
+    'forbidden',
+    `this sandbox takes traffic only with its token: the header ${trafficTokenHeader} ${fault}`,
+  );
+}
+
 /** A paused sandbox that asked for it goes on when somebody wants something of it. */
-async function wake({ state, sandboxes }: GatewayContext, sandboxId: string): Promise<void> {
-  const record = state.sandboxes.get(sandboxId);
-  if (record?.state === 'paused' && record.autoResume) await sandboxes.connect(sandboxId, autoResumeMs);
+async function wake({ sandboxes }: GatewayContext, record: SandboxRecord): Promise<void> {
+  if (record.state === 'paused' && record.autoResume) await sandboxes.connect(record.sandboxId, autoResumeMs);
+}
+
+/** All that stands before a request to a sandbox. @returns how its headers are to be passed on. */
+async function admit(
+  context: GatewayContext,
+  target: SandboxTarget,
+  request: IncomingMessage,
+  requestId: string,
+): Promise<ForwardOptions> {
+  check(context, target, request.url!);
+  const record = context.state.sandboxes.get(target.sandboxId);
+  // Without its record nobody knows who may: what a node has besides is no client's.
+  if (record === undefined) throw new ThawError('sandbox-not-found', 'the sandbox was not found');
+  requireTrafficToken(record, target, request.headers);
+  await wake(context, record);
+  const mask = target.port === agentPort ? undefined : record.network?.maskRequestHost;
+  return {
+    requestId,
+    trustForwarded: context.config.trustForwarded,
+    dropCredentials: routingHeaders,
+    host: mask && maskedHost(mask, target.port),
+  };
 }
 
 /** What E2B gives a sandbox that comes back on its own. */
 const autoResumeMs = 300_000;
 
-const routingHeaders = ['e2b-sandbox-id', 'e2b-sandbox-port'] as const;
+const trafficTokenHeader = 'e2b-traffic-access-token';
+const routingHeaders = ['e2b-sandbox-id', 'e2b-sandbox-port', trafficTokenHeader] as const;
 
 export async function proxyToSandbox(
   context: GatewayContext,
@@ -94,16 +139,14 @@ export async function proxyToSandbox(
     if (!response.writableFinished) abort.abort();
   });
   try {
-    check(context, target, request.url!);
-    await wake(context, target.sandboxId);
-    const { trustForwarded, sandboxResponseTimeoutMs } = context.config;
+    const forward = await admit(context, target, request, requestId);
     const answer = await context.node.sandboxRequest(target.sandboxId, target.port, {
       method: request.method!,
       path: request.url!,
-      headers: inwardHeaders(request, { requestId, trustForwarded, dropCredentials: routingHeaders }),
+      headers: inwardHeaders(request, forward),
       body: hasBody(request) ? request : null,
       signal: abort.signal,
-      timeoutMs: sandboxResponseTimeoutMs,
+      timeoutMs: context.config.sandboxResponseTimeoutMs,
     });
     const headers = outwardHeaders(answer.headers);
     headers.push('x-request-id', requestId);
@@ -127,10 +170,7 @@ export async function upgradeToSandbox(
 ): Promise<void> {
   const requestId = requestIdOf(request.headers);
   try {
-    check(context, target, request.url!);
-    await wake(context, target.sandboxId);
-    const { trustForwarded } = context.config;
-    rewriteUpgradeHeaders(request, { requestId, trustForwarded, dropCredentials: routingHeaders });
+    rewriteUpgradeHeaders(request, await admit(context, target, request, requestId));
     await context.node.sandboxUpgrade(target.sandboxId, target.port, request, socket, head);
   } catch (cause) {
     logUnexpected(context, cause, requestId, target);

@@ -1,5 +1,7 @@
 // Owns the shapes of E2B control-plane requests. Unknown fields pass: newer clients send more than we know.
 import { type Static, Type } from 'typebox';
+import { snapshotNamePattern } from '../../../shared/ids.ts';
+import { networkConfig } from '../network-config.ts';
 
 const text = Type.String({ maxLength: 4_096 });
 const name = Type.String({ minLength: 1, maxLength: 256 });
@@ -8,7 +10,7 @@ const nullable = <T extends ReturnType<typeof Type.Object> | ReturnType<typeof T
   Type.Optional(Type.Union([schema, Type.Null()]));
 
 export const createSandboxBody = Type.Object({
-  templateID: name,
+  templateID: Type.String({ pattern: snapshotNamePattern.source }),
   timeout: Type.Optional(seconds),
   metadata: Type.Optional(Type.Union([Type.Record(name, text, { maxProperties: 128 }), Type.Null()])),
   envVars: Type.Optional(
@@ -22,9 +24,10 @@ export const createSandboxBody = Type.Object({
     ]),
   ),
   autoPause: Type.Optional(Type.Boolean()),
+  autoPauseMemory: Type.Optional(Type.Boolean()),
   autoResume: nullable(Type.Object({ enabled: Type.Optional(Type.Boolean()) })),
   allow_internet_access: Type.Optional(Type.Union([Type.Boolean(), Type.Null()])),
-  network: nullable(Type.Object({})),
+  network: Type.Optional(Type.Union([networkConfig, Type.Null()])),
   volumeMounts: Type.Optional(Type.Union([Type.Array(Type.Unknown()), Type.Null()])),
   mcp: nullable(Type.Unknown()),
   iam: nullable(Type.Unknown()),

@@ -98,11 +98,15 @@ describe('the sandbox control plane', () => {
     await assertE2bError(await post({ timeout: -1 }), 400, /timeout/);
     await assertE2bError(await post({ envVars: { 'A=B': 'x' } }), 400, /envVars/);
     await assertE2bError(await post({ metadata: { a: 1 } }), 400, /metadata/);
-    for (const body of [{ network: { allowOut: ['x'] } }, { volumeMounts: [{}] }, { mcp: {} }])
+    for (const body of [
+      { volumeMounts: [{}] },
+      { mcp: {} },
+      { iam: { tokens: {} } },
+      { autoPause: true, autoPauseMemory: false },
+    ])
       await assertE2bError(await post(body), 501, /not offered/);
     await create({ network: { allowPublicTraffic: true }, volumeMounts: [], autoPause: false });
     for (const [method, path] of [
-      ['PUT', `/sandboxes/${newSandboxId()}/network`],
       ['POST', '/v2/templates'],
       ['POST', '/volumes'],
     ] as const)

@@ -7,10 +7,13 @@ import { sandboxIdPattern } from '../../../shared/ids.ts';
 import { e2bFailureOf } from '../e2b-errors.ts';
 import { fromFramework } from '../framework-errors.ts';
 import { type GatewayContext, requireCaller } from '../gateway-context.ts';
+import { egressOf, type NetworkUpdate, networkOf, networkUpdate, shownNetwork } from '../network-config.ts';
+import type { Query } from '../query-values.ts';
 import type { Sandboxes } from '../sandboxes.ts';
 import type { SandboxRecord } from '../state/state-store.ts';
 import { captureRoutes } from './sandbox-capture.ts';
-import { type ListingQuery, listSandboxes } from './sandbox-listing.ts';
+import { listSandboxes } from './sandbox-listing.ts';
+import { logRoutes } from './sandbox-logs.ts';
 import { metricsRoute } from './sandbox-metrics.ts';
 import {
   type ConnectSandboxBody,
@@ -29,14 +32,11 @@ export const envdVersion = '0.6.4';
 /** Upstream names the host here; clients only require that it exists. */
 const clientId = 'thaw';
 const maxBodyBytes = 1024 * 1024;
-const v1TimeoutSeconds = 15;
+export const v1TimeoutSeconds = 15;
 const v2TimeoutSeconds = 300;
 
 /** Laid out so that a client gets a plain answer; each moves to a handler of its own when it is offered. */
 const notOffered: [method: 'GET' | 'POST' | 'PUT' | 'DELETE' | 'PATCH', path: string][] = [
-  ['PUT', '/sandboxes/:id/network'],
-  ['GET', '/sandboxes/:id/logs'],
-  ['GET', '/v2/sandboxes/:id/logs'],
   ['POST', '/templates'],
   ['POST', '/v2/templates'],
   ['PATCH', '/templates/:id'],
@@ -58,6 +58,7 @@ export function sandboxRoutes(context: GatewayContext) {
     createRoutes(app, context, sandboxes);
     lifeRoutes(app, context, sandboxes);
     captureRoutes(app, context);
+    logRoutes(app, context);
     templateRoutes(app, context);
     app.register(metricsRoute(context));
     for (const [method, url] of notOffered)
@@ -106,11 +107,12 @@ function createRoutes(app: FastifyInstance, context: GatewayContext, sandboxes: 
           timeoutMs: timeoutMsOf(context, body.timeout ?? defaultSeconds),
           metadata: body.metadata ?? {},
           envVars: body.envVars ?? {},
-          allowInternetAccess: body.allow_internet_access ?? true,
+          network: networkOf(body.network, body.allow_internet_access),
+          isPublic: body.network?.allowPublicTraffic !== false,
           onTimeout: body.autoPause === true ? 'pause' : 'kill',
           autoResume: body.autoResume?.enabled === true,
         });
-        return reply.code(201).send(connection(record));
+        return reply.code(201).send(connection(context, record));
       },
     );
 }
@@ -122,11 +124,13 @@ function lifeRoutes(app: FastifyInstance, context: GatewayContext, sandboxes: Sa
       { schema: { body: connectSandboxBody } },
       async ({ params, body }, reply) => {
         const timeoutMs = timeoutMsOf(context, body.timeout ?? v2TimeoutSeconds);
-        const { record, resumed } = await sandboxes.connect(idOf(params), timeoutMs);
-        return reply.code(resumed ? 201 : 200).send(connection(record));
+        const sandboxId = idOf(params);
+        if (sandboxes.get(sandboxId).state === 'paused') requireMemory(body.memory);
+        const { record, resumed } = await sandboxes.connect(sandboxId, timeoutMs);
+        return reply.code(resumed ? 201 : 200).send(connection(context, record));
       },
     );
-  app.get<WithId>('/sandboxes/:id', async ({ params }) => detail(sandboxes.get(idOf(params))));
+  app.get<WithId>('/sandboxes/:id', async ({ params }) => detail(context, sandboxes.get(idOf(params))));
   app.delete<WithId>('/sandboxes/:id', async ({ params }, reply) => {
     await sandboxes.kill(idOf(params));
     return reply.code(204).send();
@@ -151,9 +155,20 @@ function lifeRoutes(app: FastifyInstance, context: GatewayContext, sandboxes: Sa
       return reply.code(204).send();
     },
   );
-  for (const url of ['/sandboxes', '/v2/sandboxes'])
-    app.get<{ Querystring: ListingQuery }>(url, async ({ query }, reply) => {
-      const { page, nextToken } = listSandboxes(sandboxes.list(), query);
+  app.put<WithId & { Body: NetworkUpdate }>(
+    '/sandboxes/:id/network',
+    { schema: { body: networkUpdate } },
+    async ({ params, body }, reply) => {
+      await sandboxes.setEgress(idOf(params), egressOf(body, body.allow_internet_access));
+      return reply.code(204).send();
+    },
+  );
+  for (const [url, states] of [
+    ['/sandboxes', 'running'],
+    ['/v2/sandboxes', 'running,paused'],
+  ] as const)
+    app.get<{ Querystring: Query }>(url, async ({ query }, reply) => {
+      const { page, nextToken } = listSandboxes(sandboxes.list(), { state: states, ...query });
       if (nextToken !== undefined) reply.header('x-next-token', nextToken);
       return page.map(listed);
     });
@@ -173,10 +188,15 @@ export function timeoutMsOf(context: GatewayContext, seconds: number): number {
   return seconds * 1_000;
 }
 
+/** Without its memory a sandbox would come back as a cold boot, which Thaw does not do. */
+export function requireMemory(memory: boolean | undefined): void {
+  if (memory === false) throwNotOffered('memory: false');
+}
+
 /** A client that asked for one of these would rely on it. */
 function refuseUnsupported(body: CreateSandboxBody): void {
   const asked: [string, boolean][] = [
-    ['network', restricts(body.network)],
+    ['autoPauseMemory: false', body.autoPause === true && body.autoPauseMemory === false],
     ['volumeMounts', (body.volumeMounts ?? []).length > 0],
     ['mcp', body.mcp !== undefined && body.mcp !== null],
     ['iam', body.iam !== undefined && body.iam !== null],
@@ -184,12 +204,6 @@ function refuseUnsupported(body: CreateSandboxBody): void {
   const field = asked.find(([, wanted]) => wanted)?.[0];
   if (field !== undefined) throwNotOffered(field);
 }
-
-/** Public traffic is what is offered; asking for it is asking for nothing. */
-const restricts = (network: CreateSandboxBody['network']): boolean =>
-  Object.entries(network ?? {}).some(
-    ([key, value]) => value != null && !(key === 'allowPublicTraffic' && value === true),
-  );
 
 function throwNotOffered(what: string): never {
   throw new ThawError('not-implemented', `${what} is not offered by this version of Thaw`);
@@ -204,11 +218,11 @@ export const identity = (record: SandboxRecord) => ({
 });
 
 /** What create and connect answer: all a client needs to reach the sandbox. */
-export const connection = (record: SandboxRecord) => ({
+export const connection = ({ config }: GatewayContext, record: SandboxRecord) => ({
   ...identity(record),
   envdAccessToken: record.accessToken,
-  trafficAccessToken: null,
-  domain: null,
+  trafficAccessToken: record.trafficAccessToken ?? null,
+  domain: config.domain,
 });
 
 const listed = (record: SandboxRecord) => ({
@@ -223,10 +237,11 @@ const listed = (record: SandboxRecord) => ({
   volumeMounts: [],
 });
 
-const detail = (record: SandboxRecord) => ({
+const detail = ({ config }: GatewayContext, record: SandboxRecord) => ({
   ...listed(record),
   envdAccessToken: record.accessToken,
-  domain: null,
+  domain: config.domain,
   allowInternetAccess: record.allowInternetAccess,
+  ...shownNetwork(record.network, record.trafficAccessToken === undefined),
   lifecycle: { onTimeout: record.onTimeout ?? 'kill', autoResume: record.autoResume ?? false },
 });

@@ -3,6 +3,7 @@
 // reached the store or throw `state-unavailable`, and are visible to this gateway's reads when they return.
 import type { ErrorCode } from '../../../shared/errors.ts';
 import type { ResolvedManifest } from '../../../shared/function-manifest.ts';
+import type { SandboxNetwork } from '../network-config.ts';
 import type { FunctionVersion } from '../node-client.ts';
 import type { TemplateRecord } from '../template-record.ts';
 import type { VersionState } from '../version-state.ts';
@@ -72,7 +73,11 @@ export interface SandboxRecord {
   cpuCount: number;
   memoryMb: number;
   diskSizeMb: number;
+  /** What holds, where its node can give it. */
   allowInternetAccess: boolean;
+  network?: SandboxNetwork;
+  /** Present: its ports, but for the agent's, are served only to those who send it. */
+  trafficAccessToken?: string;
   /** What its time's end does. */
   onTimeout?: 'kill' | 'pause';
   /** A request to a paused sandbox resumes it. */
