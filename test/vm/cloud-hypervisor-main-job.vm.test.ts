@@ -12,15 +12,19 @@ import { newDataDir, removeDir, runCli, startThaw, type ThawProcess } from './th
 
 const run = promisify(execFile);
 const exampleDir = join(import.meta.dirname, '../../examples/hello');
+/** A trial boot, a template and a function, in a machine that is emulated. */
+const startTimeoutMs = 480_000;
 const reason = await whyNotHere();
 
 describe('the main job on Cloud Hypervisor', reason === undefined ? {} : { skip: reason }, () => {
   let thaw: ThawProcess;
   let dataDir: string;
+  const start = (hypervisor: string) =>
+    startThaw(dataDir, ['--deploy', exampleDir], { THAW_HYPERVISOR: hypervisor }, startTimeoutMs);
 
   before(async () => {
     dataDir = await newDataDir();
-    thaw = await startThaw(dataDir, ['--deploy', exampleDir], { THAW_HYPERVISOR: 'cloud-hypervisor' });
+    thaw = await start('cloud-hypervisor');
   });
   after(async () => {
     await thaw?.end();
@@ -70,7 +74,7 @@ describe('the main job on Cloud Hypervisor', reason === undefined ? {} : { skip:
       /^Cloud Hypervisor 53\S*: the guest/,
     );
     assert.equal(await thaw.end(), 0, thaw.said());
-    thaw = await startThaw(dataDir, [], { THAW_HYPERVISOR: 'auto' });
+    thaw = await start('auto');
     assert.match(thaw.said(), /hypervisor \(Cloud Hypervisor, /);
     assert.equal((await fetch(`${thaw.url}/fn/hello/`)).status, 200);
   });
