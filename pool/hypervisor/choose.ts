@@ -68,8 +68,8 @@ interface Candidates {
 }
 
 const qemuTrialTimeoutMs = 15_000;
-/** Tried only where a binary was put for it; an emulated machine may need all of it, and says so by its name. */
-const cloudTrialTimeoutMs = { auto: 60_000, named: 180_000 };
+/** Tried only where a binary was put for it; a machine that is itself emulated needs half of it. */
+const cloudTrialTimeoutMs = 150_000;
 
 /**
  * @returns the driver to use and why; decides by trial at most once per kernel, hypervisor and image.
@@ -156,11 +156,7 @@ async function decide(options: ChooseOptions, candidates: Candidates): Promise<C
   const { cloud, present, device } = candidates;
   onProgress?.('trying KVM with the real guest kernel');
   const noCloud = cloud
-    ? await trialBoot(
-        cloud,
-        options,
-        trialTimeoutMs ?? cloudTrialTimeoutMs[asked === 'auto' ? 'auto' : 'named'],
-      )
+    ? await trialBoot(cloud, options, trialTimeoutMs ?? cloudTrialTimeoutMs)
     : candidates.fault;
   if (asked !== 'qemu' && noCloud === '')
     return remember(options, {
