@@ -42,8 +42,6 @@ export interface ChooseOptions {
   asked?: 'auto' | 'cloud-hypervisor' | 'qemu';
   /** Cloud Hypervisor's binary, where there is one. */
   cloudHypervisor?: string | undefined;
-  /** How long the guest may take to answer under KVM; a working one needs one or two seconds. */
-  trialTimeoutMs?: number;
   onProgress?: (step: string) => void;
   /** Replaced in tests. */
   kvmDevice?: string;
@@ -67,9 +65,10 @@ interface Candidates {
   facts: readonly unknown[];
 }
 
-const qemuTrialTimeoutMs = 15_000;
-/** Tried only where a binary was put for it; a machine that is itself emulated needs half of it. */
-const cloudTrialTimeoutMs = 150_000;
+/** How long the guest may take to answer under KVM; a working one needs one or two seconds. */
+const trialTimeoutMs = 15_000;
+/** Where the CPU can virtualise and a binary was put for it; a machine that is itself emulated needs half of it. */
+const patientTrialTimeoutMs = 150_000;
 
 /**
  * @returns the driver to use and why; decides by trial at most once per kernel, hypervisor and image.
@@ -152,11 +151,15 @@ async function whyNotCloud(binary: string | undefined): Promise<{ fault: string;
 }
 
 async function decide(options: ChooseOptions, candidates: Candidates): Promise<Choice> {
-  const { asked = 'auto', cloudHypervisor: binary, trialTimeoutMs, onProgress } = options;
+  const { asked = 'auto', cloudHypervisor: binary, onProgress } = options;
   const { cloud, present, device } = candidates;
   onProgress?.('trying KVM with the real guest kernel');
   const noCloud = cloud
-    ? await trialBoot(cloud, options, trialTimeoutMs ?? cloudTrialTimeoutMs)
+    ? await trialBoot(
+        cloud,
+        options,
+        (await hasHardwareVirtualisation()) ? patientTrialTimeoutMs : trialTimeoutMs,
+      )
     : candidates.fault;
   if (asked !== 'qemu' && noCloud === '')
     return remember(options, {
@@ -170,7 +173,7 @@ async function decide(options: ChooseOptions, candidates: Candidates): Promise<C
   const inputs = await inputsOf('qemu', options, candidates);
   const kvm = createQemuHypervisor({ accelerator: 'kvm', log: options.log });
   const noKvm = present
-    ? await trialBoot(kvm, options, trialTimeoutMs ?? qemuTrialTimeoutMs)
+    ? await trialBoot(kvm, options, trialTimeoutMs)
     : `${device} is absent or not accessible`;
   // Whoever has no binary did not ask for it.
   const passedOver = binary === undefined || asked === 'qemu' ? '' : `; not Cloud Hypervisor: ${noCloud}`;
@@ -213,6 +216,11 @@ async function trialBoot(
   } catch (error) {
     return `the guest kernel did not boot under KVM (${(error as Error).message})`;
   }
+}
+
+/** What the CPU says of itself; a /dev/kvm may be there without. */
+export async function hasHardwareVirtualisation(): Promise<boolean> {
+  return /^flags\s*:.* (vmx|svm)\b/m.test(await readFile('/proc/cpuinfo', 'utf8'));
 }
 
 /** The binary that configuration names, else the one on the path. */
