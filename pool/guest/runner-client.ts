@@ -17,7 +17,8 @@ export async function prime(
     try {
       const response = await request(`http://${address.host}:${address.port}${path}`, {
         headers: { 'x-thaw-prime': '1' },
-        ...(dispatcher ? { dispatcher } : {}),
+        // Kept open for nobody: another VM may have this address next, and would be asked on a dead connection.
+        ...(dispatcher ? { dispatcher } : { reset: true }),
         signal: signal ? AbortSignal.any([signal, deadline]) : deadline,
         headersTimeout: timeoutMs,
         bodyTimeout: timeoutMs,

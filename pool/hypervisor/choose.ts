@@ -42,8 +42,6 @@ export interface ChooseOptions {
   asked?: 'auto' | 'cloud-hypervisor' | 'qemu';
   /** Cloud Hypervisor's binary, where there is one. */
   cloudHypervisor?: string | undefined;
-  /** How long the guest may take to answer under KVM; a working one needs one or two seconds. */
-  trialTimeoutMs?: number;
   onProgress?: (step: string) => void;
   /** Replaced in tests. */
   kvmDevice?: string;
@@ -57,18 +55,20 @@ export interface Chosen {
 }
 
 interface Candidates {
-  qemu: Hypervisor;
   /** Absent where it cannot be tried at all; `fault` says why. */
   cloud: CloudHypervisor | undefined;
   fault: string;
+  /** Of the KVM device. */
   present: boolean;
   device: string;
-  inputs: string;
+  /** What any answer depends on. */
+  facts: readonly unknown[];
 }
 
-const qemuTrialTimeoutMs = 15_000;
-/** Tried only where a binary was put for it; an emulated machine may need all of it, and says so by its name. */
-const cloudTrialTimeoutMs = { auto: 60_000, named: 180_000 };
+/** How long the guest may take to answer under KVM; a working one needs one or two seconds. */
+const trialTimeoutMs = 15_000;
+/** Where the CPU can virtualise and a binary was put for it; a machine that is itself emulated needs half of it. */
+const patientTrialTimeoutMs = 150_000;
 
 /**
  * @returns the driver to use and why; decides by trial at most once per kernel, hypervisor and image.
@@ -76,20 +76,39 @@ const cloudTrialTimeoutMs = { auto: 60_000, named: 180_000 };
  */
 export async function chooseHypervisor(options: ChooseOptions): Promise<Chosen> {
   const candidates = await candidatesOf(options);
-  const { cloud, qemu, inputs } = candidates;
+  const { cloud } = candidates;
   const close = async () => cloud?.close();
   try {
-    const remembered = await rememberedChoice(options.paths.hypervisorChoice);
-    const choice = remembered?.inputs === inputs ? remembered : await decide(options, candidates);
+    const choice = (await stillRight(options, candidates)) ?? (await decide(options, candidates));
     if (choice.hypervisor === 'cloud-hypervisor') return { hypervisor: cloud!, choice, close };
     await close();
     const { accelerator } = choice;
-    const hypervisor = accelerator === 'tcg' ? qemu : createQemuHypervisor({ accelerator, log: options.log });
+    const hypervisor = createQemuHypervisor({ accelerator, log: options.log });
     return { hypervisor, choice, close: async () => {} };
   } catch (error) {
     await close();
     throw error;
   }
+}
+
+/** What was decided before, while nothing that it depends on has changed. */
+async function stillRight(options: ChooseOptions, candidates: Candidates): Promise<Choice | undefined> {
+  const { asked = 'auto', paths } = options;
+  const remembered = await rememberedChoice(paths.hypervisorChoice);
+  if (!remembered || (asked !== 'auto' && asked !== remembered.hypervisor)) return undefined;
+  return remembered.inputs === (await inputsOf(remembered.hypervisor, options, candidates))
+    ? remembered
+    : undefined;
+}
+
+async function inputsOf(
+  hypervisor: Choice['hypervisor'],
+  { image, log, asked = 'auto' }: ChooseOptions,
+  { facts }: Candidates,
+): Promise<string> {
+  if (hypervisor === 'cloud-hypervisor') return JSON.stringify(facts);
+  const { hypervisorVersion } = await createQemuHypervisor({ accelerator: 'tcg', log }).compatibility(image);
+  return JSON.stringify([...facts, asked, hypervisorVersion]);
 }
 
 /** The remembered answer of the last start; for `thaw doctor`. */
@@ -111,16 +130,12 @@ async function candidatesOf(options: ChooseOptions): Promise<Candidates> {
     cloudHypervisor: binary,
     kvmDevice: device = '/dev/kvm',
   } = options;
-  const qemu = createQemuHypervisor({ accelerator: 'tcg', log });
   const present = await usable(device);
   const found = asked === 'qemu' ? { fault: '', version: '' } : await whyNotCloud(binary);
   const fault = found.fault || (present ? '' : `${device} is absent or not accessible`);
   const cloud =
     asked === 'qemu' || fault !== '' ? undefined : createCloudHypervisor({ program: [binary!], paths, log });
-  const { hypervisorVersion } =
-    asked === 'cloud-hypervisor' ? { hypervisorVersion: '' } : await qemu.compatibility(image);
-  const inputs = JSON.stringify([release(), asked, hypervisorVersion, found, image.digest, present]);
-  return { qemu, cloud, fault, present, device, inputs };
+  return { cloud, fault, present, device, facts: [release(), found, image.digest, present] };
 }
 
 /** @returns why a binary is not even tried, and its version where it could be asked. */
@@ -136,14 +151,14 @@ async function whyNotCloud(binary: string | undefined): Promise<{ fault: string;
 }
 
 async function decide(options: ChooseOptions, candidates: Candidates): Promise<Choice> {
-  const { asked = 'auto', cloudHypervisor: binary, trialTimeoutMs, onProgress } = options;
-  const { cloud, present, device, inputs } = candidates;
+  const { asked = 'auto', cloudHypervisor: binary, onProgress } = options;
+  const { cloud, present, device } = candidates;
   onProgress?.('trying KVM with the real guest kernel');
   const noCloud = cloud
     ? await trialBoot(
         cloud,
         options,
-        trialTimeoutMs ?? cloudTrialTimeoutMs[asked === 'auto' ? 'auto' : 'named'],
+        (await hasHardwareVirtualisation()) ? patientTrialTimeoutMs : trialTimeoutMs,
       )
     : candidates.fault;
   if (asked !== 'qemu' && noCloud === '')
@@ -151,13 +166,14 @@ async function decide(options: ChooseOptions, candidates: Candidates): Promise<C
       hypervisor: 'cloud-hypervisor',
       accelerator: 'kvm',
       reason: 'the guest kernel booted under KVM',
-      inputs,
+      inputs: await inputsOf('cloud-hypervisor', options, candidates),
     });
   if (asked === 'cloud-hypervisor')
     throw new ThawError('hypervisor-failed', `THAW_HYPERVISOR=cloud-hypervisor: ${noCloud}`);
+  const inputs = await inputsOf('qemu', options, candidates);
   const kvm = createQemuHypervisor({ accelerator: 'kvm', log: options.log });
   const noKvm = present
-    ? await trialBoot(kvm, options, trialTimeoutMs ?? qemuTrialTimeoutMs)
+    ? await trialBoot(kvm, options, trialTimeoutMs)
     : `${device} is absent or not accessible`;
   // Whoever has no binary did not ask for it.
   const passedOver = binary === undefined || asked === 'qemu' ? '' : `; not Cloud Hypervisor: ${noCloud}`;
@@ -200,6 +216,11 @@ async function trialBoot(
   } catch (error) {
     return `the guest kernel did not boot under KVM (${(error as Error).message})`;
   }
+}
+
+/** What the CPU says of itself; a /dev/kvm may be there without. */
+export async function hasHardwareVirtualisation(): Promise<boolean> {
+  return /^flags\s*:.* (vmx|svm)\b/m.test(await readFile('/proc/cpuinfo', 'utf8'));
 }
 
 /** The binary that configuration names, else the one on the path. */

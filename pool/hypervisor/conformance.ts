@@ -68,7 +68,8 @@ export function describeConformance(
     };
     const healthOf = async (machine: Machine, agentPort: number) => {
       const address = await machine.addressOf(agentPort);
-      return (await request(`http://${address.host}:${address.port}/health`)).statusCode;
+      const url = `http://${address.host}:${address.port}/health`;
+      return (await request(url, { reset: true })).statusCode;
     };
 
     it('boots, is greeted, and is captured in place', async () => {

@@ -47,7 +47,9 @@ export async function drawFromClones(world: VmWorld, snapshotId: string, count: 
     const vm = await world.factory.restore(snapshotId, AbortSignal.timeout(60_000));
     try {
       const sentMs = Date.now();
-      const response = await request(`http://${vm.runner?.host}:${vm.runner?.port}/draw`);
+      const response = await request(`http://${vm.runner?.host}:${vm.runner?.port}/draw`, {
+        reset: true,
+      });
       const values = (await response.body.json()) as Draw & { nowMs: number };
       const receivedMs = Date.now();
       const skewMs = Math.max(sentMs - values.nowMs, values.nowMs - receivedMs, 0);

@@ -39,6 +39,7 @@ export async function startThaw(
   dataDir: string,
   args: string[] = [],
   env: NodeJS.ProcessEnv = {},
+  timeoutMs = startTimeoutMs,
 ): Promise<ThawProcess> {
   const child = spawnCli(['up', '--json', ...args], {
     THAW_DATA_DIR: dataDir,
@@ -59,7 +60,7 @@ export async function startThaw(
     });
     void exited.then((exitCode) => reject(new Error(`thaw up ended with ${exitCode}:\n${stdout}${stderr}`)));
   });
-  const addresses = await withDeadline('thaw up', startTimeoutMs, up).catch((error) => {
+  const addresses = await withDeadline('thaw up', timeoutMs, up).catch((error) => {
     child.kill('SIGTERM');
     throw new Error(`${error.message}\n${stderr}`, { cause: error });
   });

@@ -3,7 +3,7 @@
 // Refuses to own the choice of hypervisor (choose.ts). Invariant: a restore copies no guest memory and starts no program.
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { open, readFile } from 'node:fs/promises';
+import { chmod, open, readFile } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { ThawError } from '../../../shared/errors.ts';
 import type { Log } from '../../../shared/log.ts';
@@ -182,6 +182,8 @@ export class CloudHypervisor implements Hypervisor {
   /** A page file of this VM alone, into which its guest writes. */
   async #placeShared(vmm: Vmm, pagesPath: string): Promise<void> {
     await vmm.place(pagesPath, names.pages);
+    // A copy of a template's, which nobody may write.
+    await chmod(vmm.path(names.pages), 0o600);
     await vmm.give(vmm.path(names.pages));
   }
 
