@@ -97,18 +97,23 @@ export class CopierCrew {
     return this.#rehearsed;
   }
 
-  async rehearse(runs: Float64Array, fromFd: number): Promise<void> {
-    await this.divide(shareRuns(runs, this.size), (share) => ({ op: 'rehearse', fromFd, runs: share }));
+  /** @returns whether all may read memory in the fast way. */
+  async rehearse(runs: Float64Array, fromFd: number, pid: number): Promise<boolean> {
+    const slow = await this.divide<Float64Array, number>(shareRuns(runs, this.size), (share) => ({
+      ...{ op: 'rehearse', fromFd, pid, runs: share },
+    }));
     this.#rehearsed = true;
+    return slow.every((answer) => answer === 0);
   }
 
   /** Copies each share into memory, to be written by `write`. @returns bytes that had to be written at once. */
-  async take(shares: readonly Float64Array[], fromFd: number, toFd: number): Promise<number> {
+  async take(shares: readonly Float64Array[], fromFd: number, toFd: number, pid?: number): Promise<number> {
     this.#holding = true;
     const starts = startsOf(shares);
     const passedBytes = await this.divide<Float64Array, number>(shares, (runs, index) => ({
       op: 'take',
       fromFd,
+      ...(pid === undefined ? {} : { pid }),
       runs,
       toFd,
       positionBytes: starts[index]!,

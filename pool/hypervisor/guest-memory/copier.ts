@@ -4,8 +4,9 @@
 // Invariant: requests are done one after the other; bytes that find no room in memory go to the file at once.
 import { readSync, writeSync } from 'node:fs';
 import { parentPort } from 'node:worker_threads';
-import { addDirtyRuns, RunList, runFields } from './dirty-runs.ts';
+import { addDirtyRuns, bytesOf, cutRuns, RunList, runFields } from './dirty-runs.ts';
 import { type Mapping, pageBytes } from './mappings.ts';
+import { RemoteReader } from './remote-memory.ts';
 
 /** Makes room for as many bytes, faulted in. */
 interface Reserve {
@@ -24,15 +25,21 @@ interface Scan {
 interface Take {
   op: 'take';
   fromFd: number;
+  /** Given: `fromFd` is its memory. */
+  pid?: number;
   runs: Float64Array;
   toFd: number;
   positionBytes: number;
 }
 
-/** Copies runs as `Take` does and forgets them: from here on a thread that is new is as fast as one that is not. */
+/**
+ * Copies runs as `Take` does and forgets them: from here on a thread that is new is as fast as one that is not.
+ * @returns 1 when this thread may not read memory but by its file.
+ */
 interface Rehearse {
   op: 'rehearse';
   fromFd: number;
+  pid: number;
   runs: Float64Array;
 }
 
@@ -97,30 +104,59 @@ function scan({ pagemapFd, mappings }: Scan): Float64Array<ArrayBuffer> {
   return runs.numbers();
 }
 
-function take({ fromFd, runs, toFd, positionBytes }: Take): number {
-  const room = () => bytes.length - scratchBytes - heldBytes;
-  const part = { at: scratchBytes + heldBytes, sizeBytes: 0, toFd, positionBytes };
-  let position = positionBytes;
-  let passedBytes = 0;
-  for (let at = 0; at < runs.length; at += runFields) {
-    const [address, sizeBytes] = [runs[at]!, runs[at + 2]!];
-    const keptBytes = passedBytes > 0 ? 0 : Math.min(sizeBytes, room());
-    readFully(fromFd, scratchBytes + heldBytes, keptBytes, address);
-    heldBytes += keptBytes;
-    part.sizeBytes += keptBytes;
-    pass(fromFd, address + keptBytes, toFd, position + keptBytes, sizeBytes - keptBytes);
-    passedBytes += sizeBytes - keptBytes;
-    position += sizeBytes;
+/** Not where a sandbox around Thaw denies it. */
+let mayReadMemory = true;
+
+/** The runs, one after the other, to `at`. */
+function readRuns(fromFd: number, pid: number | undefined, runs: Float64Array, at: number): void {
+  if (runs.length === 0) return;
+  if (pid !== undefined && mayReadMemory) mayReadMemory = readRunsOf(pid, runs, at);
+  if (pid === undefined || !mayReadMemory) readRunsByFile(fromFd, runs, at);
+  // The descriptor, other than the pid, is never another process's: it was this one's memory until here.
+  else readFully(fromFd, 0, 1, runs[0]!);
+}
+
+/** @returns false when that is not allowed. */
+function readRunsOf(pid: number, runs: Float64Array, at: number): boolean {
+  try {
+    const reader = new RemoteReader(pid, bytes, at);
+    for (let run = 0; run < runs.length; run += runFields) reader.add(runs[run]!, runs[run + 2]!);
+    reader.flush();
+    return true;
+  } catch (error) {
+    if ((error as { notAllowed?: boolean }).notAllowed) return false;
+    throw error;
   }
-  parts.push(part);
+}
+
+function readRunsByFile(fromFd: number, runs: Float64Array, at: number): void {
+  let to = at;
+  for (let run = 0; run < runs.length; run += runFields) {
+    readFully(fromFd, to, runs[run + 2]!, runs[run]!);
+    to += runs[run + 2]!;
+  }
+}
+
+function take({ fromFd, pid, runs, toFd, positionBytes }: Take): number {
+  const at = scratchBytes + heldBytes;
+  const [kept, rest] = cutRuns(runs, bytes.length - at);
+  readRuns(fromFd, pid, kept, at);
+  const sizeBytes = bytesOf(kept);
+  heldBytes += sizeBytes;
+  parts.push({ at, sizeBytes, toFd, positionBytes });
+  let passedBytes = 0;
+  for (let run = 0; run < rest.length; run += runFields) {
+    pass(fromFd, rest[run]!, toFd, positionBytes + sizeBytes + passedBytes, rest[run + 2]!);
+    passedBytes += rest[run + 2]!;
+  }
   return passedBytes;
 }
 
-function rehearse({ fromFd, runs }: Rehearse): number {
-  take({ op: 'take', fromFd, runs, toFd: -1, positionBytes: 0 });
+function rehearse({ fromFd, pid, runs }: Rehearse): number {
+  take({ op: 'take', fromFd, pid, runs, toFd: -1, positionBytes: 0 });
   parts = [];
   heldBytes = 0;
-  return 0;
+  return mayReadMemory ? 0 : 1;
 }
 
 /** Copies from one descriptor to another by way of the scratch memory. */

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { describe, it } from 'node:test';
 import { array, constantFrom, assert as holds, integer, property } from 'fast-check';
-import { addDirtyRuns, bytesOf, pageRunsOf, RunList, runFields, shareRuns } from './dirty-runs.ts';
+import { addDirtyRuns, bytesOf, cutRuns, pageRunsOf, RunList, runFields, shareRuns } from './dirty-runs.ts';
 import { pageBytes } from './mappings.ts';
 
 const bit = (position: number) => 2 ** (position - 32);
@@ -70,6 +70,17 @@ describe('runs of changed pages', () => {
         );
         const sizes = shares.map((share) => bytesOf(share) / pageBytes);
         assert.ok(Math.max(...sizes) <= Math.ceil(bytesOf(runs) / pageBytes / parts));
+      }),
+    );
+  });
+
+  it('are cut where the room ends, and nothing is lost', () => {
+    holds(
+      property(array(anyKind, { maxLength: 300 }), integer({ min: 0, max: 320 }), (pages, roomPages) => {
+        const runs = runsOf(pages);
+        const [first, rest] = cutRuns(runs, roomPages * pageBytes);
+        assert.equal(bytesOf(first), Math.min(bytesOf(runs), roomPages * pageBytes));
+        assert.deepEqual(pageRunsOf(Float64Array.from([...first, ...rest])), pageRunsOf(runs));
       }),
     );
   });

@@ -72,6 +72,28 @@ export function bytesOf(runs: Float64Array): number {
   return sizeBytes;
 }
 
+/** The first runs, as many as are not larger than `sizeBytes` together. */
+export function startOf(runs: Float64Array, sizeBytes: number): Float64Array {
+  let end = 0;
+  for (let total = 0; end < runs.length && total + runs[end + 2]! <= sizeBytes; end += runFields)
+    total += runs[end + 2]!;
+  return runs.subarray(0, end);
+}
+
+/** The first `sizeBytes` of the runs, and the rest; a run may be cut between the two. */
+export function cutRuns(runs: Float64Array, sizeBytes: number): [Float64Array, Float64Array] {
+  const start = startOf(runs, sizeBytes);
+  const roomBytes = sizeBytes - bytesOf(start);
+  if (start.length === runs.length || roomBytes === 0) return [start, runs.subarray(start.length)];
+  const first = runs.slice(0, start.length + runFields);
+  first[start.length + 2] = roomBytes;
+  const rest = runs.slice(start.length);
+  rest[0]! += roomBytes;
+  rest[1]! += roomBytes;
+  rest[2]! -= roomBytes;
+  return [first, rest];
+}
+
 /** Cuts runs into `parts` lists of about equal bytes, in order; a run may be cut between two. */
 export function shareRuns(runs: Float64Array, parts: number): Float64Array<ArrayBuffer>[] {
   const shareBytes = Math.ceil(bytesOf(runs) / pageBytes / parts) * pageBytes;

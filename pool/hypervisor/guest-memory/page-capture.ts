@@ -6,7 +6,7 @@ import { ThawError } from '../../../shared/errors.ts';
 import { metrics } from '../../../shared/metrics.ts';
 import type { PageDelta } from '../hypervisor.ts';
 import { type CopierCrew, leaseCrew } from './copier-crew.ts';
-import { bytesOf, pageRunsOf, runFields, shareRuns } from './dirty-runs.ts';
+import { bytesOf, pageRunsOf, runFields, shareRuns, startOf } from './dirty-runs.ts';
 import { type Mapping, mappingsOf, shareOut } from './mappings.ts';
 
 /** The process runs on between `prepare` and the pause, and changes more. */
@@ -16,6 +16,7 @@ const growthBytes = 4 * 1024 * 1024;
 const rehearsedBytes = 16 * 1024 * 1024;
 
 export class PageCapture implements AsyncDisposable {
+  readonly #pid: number;
   readonly #crew: CopierCrew;
   readonly #pagemap: FileHandle;
   readonly #memory: FileHandle;
@@ -34,7 +35,7 @@ export class PageCapture implements AsyncDisposable {
     // The descriptor holds on to this memory: should the pid be given out anew, it is never another process's.
     const memory = await openOf(pid, 'mem', resources);
     const mappings = await mappingsOf(pid, pagesPath);
-    const capture = new PageCapture(crew, pagemap, memory, mappings, resources.move());
+    const capture = new PageCapture(pid, crew, pagemap, memory, mappings, resources.move());
     try {
       const { sizeBytes } = await capture.scan();
       await crew.reserve(sizeBytes * growth + growthBytes + extraBytes);
@@ -47,12 +48,14 @@ export class PageCapture implements AsyncDisposable {
   }
 
   private constructor(
+    pid: number,
     crew: CopierCrew,
     pagemap: FileHandle,
     memory: FileHandle,
     mappings: Mapping[],
     resources: AsyncDisposableStack,
   ) {
+    this.#pid = pid;
     this.#crew = crew;
     this.#pagemap = pagemap;
     this.#memory = memory;
@@ -61,7 +64,9 @@ export class PageCapture implements AsyncDisposable {
   }
 
   async #rehearse(): Promise<void> {
-    await this.#crew.rehearse(startOf(this.#runs, rehearsedBytes), this.#memory.fd);
+    const start = startOf(this.#runs, rehearsedBytes);
+    const isFast = await this.#crew.rehearse(start, this.#memory.fd, this.#pid);
+    if (!isFast) metrics.fallbacks.inc({ kind: 'capture-read-by-file' });
     await this.scan();
   }
 
@@ -78,7 +83,7 @@ export class PageCapture implements AsyncDisposable {
 
   /** Copies the pages of the last scan, to be written to `delta`. */
   async copy(delta: FileHandle): Promise<void> {
-    await this.#take(this.#memory, this.#runs, delta);
+    await this.#take(this.#memory, this.#runs, delta, this.#pid);
   }
 
   /** Copies another file as it is now, to be written to `to`; counts against `extraBytes`. */
@@ -87,8 +92,9 @@ export class PageCapture implements AsyncDisposable {
     await this.#take(from, Float64Array.of(0, 0, size), to);
   }
 
-  async #take(from: FileHandle, runs: Float64Array, to: FileHandle): Promise<void> {
-    const passedBytes = await this.#crew.take(shareRuns(runs, this.#crew.size), from.fd, to.fd);
+  async #take(from: FileHandle, runs: Float64Array, to: FileHandle, pid?: number): Promise<void> {
+    const shares = shareRuns(runs, this.#crew.size);
+    const passedBytes = await this.#crew.take(shares, from.fd, to.fd, pid);
     if (passedBytes > 0) metrics.fallbacks.inc({ kind: 'capture-write-in-pause' });
   }
 
@@ -106,14 +112,6 @@ export class PageCapture implements AsyncDisposable {
     await this.#crew.abandon();
     await this.#resources.disposeAsync();
   }
-}
-
-/** The first runs, up to about this many bytes, which memory is reserved for. */
-function startOf(runs: Float64Array, sizeBytes: number): Float64Array {
-  let end = 0;
-  for (let total = 0; end < runs.length && total + runs[end + 2]! <= sizeBytes; end += runFields)
-    total += runs[end + 2]!;
-  return runs.subarray(0, end);
 }
 
 async function openOf(pid: number, name: string, resources: AsyncDisposableStack): Promise<FileHandle> {
