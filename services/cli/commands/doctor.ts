@@ -9,6 +9,10 @@ import { pathsOf } from '../../../pool/host/paths.ts';
 import { findCloudHypervisor, rememberedChoice } from '../../../pool/hypervisor/choose.ts';
 import { versionOf } from '../../../pool/hypervisor/cloud-hypervisor/cloud-hypervisor.ts';
 import { hardeningOf } from '../../../pool/hypervisor/hardening.ts';
+import { canMountFuse } from '../../../pool/pagefs/fuse-mount.ts';
+import { manifestsPrefix } from '../../../pool/snapshot/store-keys.ts';
+import { openStore } from '../../../pool/store/open-store.ts';
+import { Cleanup } from '../../../shared/cleanup.ts';
 import type { Config } from '../../../shared/config.ts';
 import { nameOf } from '../choose-machine.ts';
 import { runningHolder } from '../data-dir-lock.ts';
@@ -19,6 +23,7 @@ import { table } from '../output.ts';
 import { type AddCommand, type Session, withJson } from '../session.ts';
 
 const run = promisify(execFile);
+const storeTimeoutMs = 5_000;
 
 export interface Finding {
   what: string;
@@ -45,6 +50,7 @@ async function doctor(session: Session, command: Command): Promise<void> {
     await kvm(),
     ...(await hardening(config)),
     await disk(config),
+    ...(await store(config)),
     memory(config),
     await running(config),
   ];
@@ -151,6 +157,26 @@ async function disk({ dataDir, minFreeDiskMb }: Config): Promise<Finding> {
     state,
     detail: `${freeMb} MB free for ${dataDir}; at least ${minFreeDiskMb} are needed`,
   };
+}
+
+/** Whether it answers, and whether memory can be served from it while a VM runs. */
+async function store({ store: url, s3Endpoint }: Config): Promise<Finding[]> {
+  const what = 'store';
+  if (url === undefined)
+    return [{ what, state: 'ok', detail: 'none: snapshots stay in the data directory (THAW_STORE)' }];
+  const pagefs = await canMountFuse();
+  const memory: Finding = pagefs.ok
+    ? { what: 'page file system', state: 'ok', detail: 'can be mounted: memory comes while VMs run' }
+    : { what: 'page file system', state: 'warn', detail: `memory comes before VMs run: ${pagefs.reason}` };
+  await using cleanup = new Cleanup();
+  try {
+    const opened = await openStore(url, s3Endpoint === undefined ? {} : { s3Endpoint });
+    cleanup.defer('store', () => opened.close());
+    await opened.list(manifestsPrefix, { timeoutMs: storeTimeoutMs });
+    return [{ what, state: 'ok', detail: `${url} answers` }, memory];
+  } catch (error) {
+    return [{ what, state: 'fail', detail: `${url}: ${(error as Error).message}` }, memory];
+  }
 }
 
 function memory({ maxMemoryMb }: Config): Finding {
