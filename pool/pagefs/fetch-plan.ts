@@ -56,6 +56,13 @@ export function framesAround(
  */
 const limits = { maxGapBytes: 128 * 1024, maxReadBytes: 2 * 1024 * 1024 };
 
+/** Nobody waits for these: fewer requests count for more than a MiB. */
+const unhurried = { maxGapBytes: 512 * 1024, maxReadBytes: 4 * 1024 * 1024 };
+
+/** As few reads as possible. */
+export const planLater = (frames: FrameTable, wanted: readonly number[]): FrameRead[] =>
+  planReads(frames, wanted, unhurried);
+
 /** @param wanted in the order of need. */
 export function planAhead(frames: FrameTable, wanted: readonly number[]): FrameRead[] {
   const ranks = new Map(wanted.map((frame, rank) => [frame, rank]));

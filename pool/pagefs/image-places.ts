@@ -4,6 +4,12 @@ import { pageBytes } from '../snapshot/extents.ts';
 import type { Image } from '../snapshot/manifest.ts';
 import { FramePlaces } from '../snapshot/materialise-image.ts';
 
+/** Pages of a frame, and where in the image they belong. */
+export interface Place {
+  offsetBytes: number;
+  bytes: Buffer;
+}
+
 export class ImagePlaces {
   readonly #image: Image;
   readonly #places: FramePlaces;
@@ -22,7 +28,7 @@ export class ImagePlaces {
     return [...new Set(this.#image.extents.frame)];
   }
 
-  spread(frame: number, bytes: Buffer): { offsetBytes: number; bytes: Buffer }[] {
+  spread(frame: number, bytes: Buffer): Place[] {
     const { extents, sizeBytes } = this.#image;
     const { startPage, pageCount, framePage } = extents;
     return Array.from(this.#places.rowsOf(frame), (row) => {

@@ -113,8 +113,8 @@ describe('page source', () => {
     const pushed = Buffer.alloc(content.length);
     const { failed } = await source.fetchAhead(
       planAhead(reader.image.frames, source.missingFrames()),
-      async (at, bytes) => {
-        bytes.copy(pushed, at);
+      async (places) => {
+        for (const { offsetBytes, bytes } of places) bytes.copy(pushed, offsetBytes);
       },
     );
     assert.equal(failed, 0);

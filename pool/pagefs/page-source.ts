@@ -7,7 +7,7 @@ import type { Image } from '../snapshot/manifest.ts';
 import type { FrameRead } from '../snapshot/segment.ts';
 import type { FrameOrigin, FrameSource } from './frame-source.ts';
 import { GrowingFile, readFully } from './growing-file.ts';
-import { ImagePlaces } from './image-places.ts';
+import { ImagePlaces, type Place } from './image-places.ts';
 
 export interface RangeRead {
   pieces: readonly Buffer[];
@@ -67,10 +67,10 @@ export interface FetchOutcome {
 }
 
 /** Puts bytes of the page file where its readers find them without asking. */
-export type Push = (offsetBytes: number, bytes: Buffer) => Promise<void>;
+export type Push = (places: readonly Place[]) => Promise<void>;
 
 /** For whoever asked for a part of a frame the rest of it is the likeliest next. */
-export type OnFetched = (places: { offsetBytes: number; bytes: Buffer }[]) => void;
+export type OnFetched = (places: readonly Place[]) => void;
 
 const maxUnwrittenBytes = 32 * 1024 * 1024;
 const zeros = Buffer.alloc(1024 * 1024);
@@ -131,12 +131,7 @@ export class FramePageSource implements PageSource {
 
   /** As `keepAhead`, only into memory: while a guest waits for its pages nothing is written for later. */
   async fetchAhead(runs: readonly FrameRead[], push?: Push): Promise<FetchOutcome> {
-    return await this.#fetch(runs, async (frame, bytes) => {
-      if (!push) return;
-      await Promise.all(
-        this.#places.spread(frame, bytes).map((place) => push(place.offsetBytes, place.bytes)),
-      );
-    });
+    return await this.#fetch(runs, async (frame, bytes) => push?.(this.#places.spread(frame, bytes)));
   }
 
   async #fetch(

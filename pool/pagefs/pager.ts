@@ -11,13 +11,14 @@ import type { Image } from '../snapshot/manifest.ts';
 import type { FrameTable } from '../snapshot/segment.ts';
 import type { Recording, TouchedRun } from '../snapshot/working-set.ts';
 import { FetchGate } from './fetch-gate.ts';
-import { framesAround, framesInOrder, planAhead } from './fetch-plan.ts';
+import { framesAround, framesInOrder, planAhead, planLater } from './fetch-plan.ts';
 import { FileTree } from './file-tree.ts';
 import { FrameCache } from './frame-cache.ts';
 import { type FrameHoldings, type FrameReading, FrameSource } from './frame-source.ts';
 import { mountFuse, unmountFuse, unmountStale } from './fuse-mount.ts';
-import { encodeInvalidateEntry, encodeStore, rootNodeId } from './fuse-protocol.ts';
+import { encodeInvalidateEntry, rootNodeId } from './fuse-protocol.ts';
 import { FuseSession } from './fuse-session.ts';
+import { PagePusher } from './page-pusher.ts';
 import {
   FramePageSource,
   type OnFetched,
@@ -88,6 +89,7 @@ export class Pager {
   readonly #holdings: FrameHoldings;
   readonly #device: FileHandle;
   readonly #session: FuseSession;
+  readonly #pusher: PagePusher;
 
   private constructor(options: PagerOptions, device: FileHandle) {
     this.#options = options;
@@ -99,6 +101,7 @@ export class Pager {
       quarantined: new Map(),
     };
     this.#device = device;
+    this.#pusher = new PagePusher(device.fd);
     this.#session = new FuseSession({
       fd: device.fd,
       handler: this.#tree,
@@ -174,7 +177,9 @@ export class Pager {
     const { file, source, loaded, nodeId } = this.#framesOf(ref);
     file.knowsWorkingSet();
     const wanted = framesInOrder(loaded.image.extents, runs);
-    const push = this.#limits.push ? this.#pushInto(nodeId) : undefined;
+    const push: Push | undefined = this.#limits.push
+      ? (places) => this.#pusher.push(nodeId, places)
+      : undefined;
     const { failed, error } = await source.fetchAhead(planAhead(loaded.frames, wanted), push);
     void this.#fetchAround(source, loaded, runs, wanted);
     // Not an event: nobody needed these bytes yet. Whoever does will ask, and be told.
@@ -198,14 +203,14 @@ export class Pager {
     );
     const near = framesAround(image.extents, frames, runs, budgetBytes);
     // Failures are left to whoever really needs the bytes.
-    await source.fetchAhead(planAhead(frames, near));
+    await source.fetchAhead(planLater(frames, near));
   }
 
   /** Fetches in the background what the kept file lacks. @returns how many frames that is. */
   complete(ref: ImageRef): number {
     const { source, loaded } = this.#framesOf(ref);
     const missing = source.missingFrames();
-    void source.keepAhead(planAhead(loaded.frames, missing)).then(({ failed, error }) => {
+    void source.keepAhead(planLater(loaded.frames, missing)).then(({ failed, error }) => {
       if (failed === 0) return;
       const detail = `${failed} parts could not be fetched: ${(error as Error | undefined)?.message}`;
       this.#options.onEvent({ ...ref, event: 'keep-failed', detail });
@@ -248,6 +253,7 @@ export class Pager {
   }
 
   async #release(): Promise<void> {
+    await this.#pusher.close();
     await this.#device.close();
     for (const { file } of this.#served.values()) await file.source.close();
   }
@@ -300,19 +306,9 @@ export class Pager {
   #pushRest(ref: ImageRef, places: Parameters<OnFetched>[0]): void {
     const served = this.#served.get(nameOf(ref));
     if (!served) return;
-    const push = this.#pushInto(served.nodeId);
-    for (const { offsetBytes, bytes } of places)
-      push(offsetBytes, bytes).catch((error) => this.#options.log.debug({ err: error }, 'not pushed'));
-  }
-
-  #pushInto(nodeId: number): Push {
-    return (offsetBytes, bytes) =>
-      this.#session
-        .notify(encodeStore(nodeId, offsetBytes, [bytes]))
-        .catch((error: NodeJS.ErrnoException) => {
-          // The kernel has not looked the file up, or has forgotten it again: the guest will ask us instead.
-          if (error.code !== 'ENOENT') throw error;
-        });
+    this.#pusher
+      .push(served.nodeId, places)
+      .catch((error) => this.#options.log.debug({ err: error }, 'not pushed'));
   }
 }
 
