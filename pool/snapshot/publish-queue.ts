@@ -16,13 +16,14 @@ export interface PublishQueueOptions {
   maxRetryMs?: number;
 }
 
-/** What another try may find mended. */
+/** What another try may find mended. ENOENT: a file changed its form, or its owner went, while it was read. */
 const passing = new Set([
   'store-unavailable',
   'deadline-exceeded',
   'no-space',
   'store-refused',
   'pager-lost',
+  'ENOENT',
 ]);
 
 export class PublishQueue {
@@ -107,7 +108,7 @@ export class PublishQueue {
   async #failed(snapshotId: string, error: Error): Promise<void> {
     const { log, firstRetryMs, maxRetryMs } = this.#options;
     if (!this.#waiting.has(snapshotId) || this.#end.signal.aborted) return;
-    if (!(error instanceof ThawError) || !passing.has(error.code)) {
+    if (!passing.has((error as NodeJS.ErrnoException).code ?? '')) {
       log.error({ err: error, snapshotId }, 'a snapshot cannot be published');
       metrics.fallbacks.inc({ kind: 'not-published' });
       this.#waiting.delete(snapshotId);
