@@ -81,6 +81,7 @@ export class FramePageSource implements PageSource {
   readonly #frames: FrameSource;
   readonly #places: ImagePlaces;
   #kept: GrowingFile | undefined;
+  #keepFailure: Error | undefined;
   readonly #writing = new Map<number, Promise<void>>();
   readonly #announced = new Set<number>();
   #unwrittenBytes = 0;
@@ -101,6 +102,11 @@ export class FramePageSource implements PageSource {
     const source = new FramePageSource(options, places, kept);
     if (kept?.missingFrames === 0) await source.#seal(kept);
     return source;
+  }
+
+  /** Why there will be no plain file; undefined while there may be. */
+  get keepFailure(): Error | undefined {
+    return this.#keepFailure;
   }
 
   /** Frames that the plain file still lacks; all that the image needs when none is kept. */
@@ -235,6 +241,7 @@ export class FramePageSource implements PageSource {
   async #giveUp(kept: GrowingFile, error: Error): Promise<void> {
     if (this.#kept !== kept) return;
     this.#kept = undefined;
+    this.#keepFailure = error;
     this.#options.onKept(error);
     // Reads that are under way hold the file open by themselves until they have ended.
     await kept.close().catch(() => {});

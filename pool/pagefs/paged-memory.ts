@@ -137,6 +137,8 @@ export class PagedMemory implements PagedSnapshots {
   async close(): Promise<void> {
     this.#closed = true;
     const client = await this.#client?.catch(() => undefined);
+    for (const { whole } of this.#files.values())
+      whole?.reject(new ThawError('pager-lost', 'the node shuts down'));
     this.#files.clear();
     // Refused while the kernel has not closed the files of VMs that have just ended.
     const stopped = client?.stop().then(
@@ -166,8 +168,13 @@ export class PagedMemory implements PagedSnapshots {
     };
     this.#files.set(snapshotId, file);
     file.path = this.#add(file);
-    file.path.catch(() => this.#files.delete(snapshotId));
+    file.path.catch(() => this.#forget(file));
     return file;
+  }
+
+  #forget(file: PagedFile): void {
+    const { snapshotId } = file.ref;
+    if (this.#files.get(snapshotId) === file) this.#files.delete(snapshotId);
   }
 
   async #add(file: PagedFile): Promise<string> {
@@ -203,15 +210,20 @@ export class PagedMemory implements PagedSnapshots {
   #released(file: PagedFile): void {
     file.leases--;
     if (file.leases > 0 || this.#closed || this.#files.get(file.ref.snapshotId) !== file) return;
-    const { snapshotId } = file.ref;
-    this.#files.delete(snapshotId);
-    const dropping = this.#drop(file).finally(() => this.#dropping.delete(snapshotId));
-    this.#dropping.set(snapshotId, dropping);
+    this.#forget(file);
+    this.#dropped(file, this.#remove(file.ref));
   }
 
-  async #drop({ ref, keptPath }: PagedFile): Promise<void> {
-    await this.#remove(ref);
-    await rm(keptPath, { force: true });
+  /** Whoever wants it again waits until nothing of this one is left. */
+  #dropped({ ref: { snapshotId }, keptPath }: PagedFile, removed: Promise<void>): void {
+    const dropping = removed
+      .then(() => Promise.all([keptPath, `${keptPath}.partial`].map((path) => rm(path, { force: true }))))
+      .then(() => {})
+      .catch((error) => this.#options.log.warn({ err: error, snapshotId }, 'a kept page file stays'))
+      .finally(() => {
+        if (this.#dropping.get(snapshotId) === dropping) this.#dropping.delete(snapshotId);
+      });
+    this.#dropping.set(snapshotId, dropping);
   }
 
   /** Until the kernel has closed it, for as long as the pager lives. */
@@ -281,7 +293,10 @@ export class PagedMemory implements PagedSnapshots {
     this.#files.clear();
     this.#client = undefined;
     this.#options.onLost?.(detail);
-    for (const file of files) this.#fail(file, new ThawError('pager-lost', detail));
+    for (const file of files) {
+      this.#dropped(file, Promise.resolve());
+      this.#fail(file, new ThawError('pager-lost', detail));
+    }
   }
 }
 
@@ -306,6 +321,8 @@ function leaseOf(
     onFailure(listener) {
       own.add(listener);
       file.holders.add(listener);
+      // It happened between the lease and now.
+      if (file.failure) listener(file.failure);
     },
     answered,
     release() {

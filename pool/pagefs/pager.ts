@@ -206,9 +206,12 @@ export class Pager {
     await source.fetchAhead(planLater(frames, near));
   }
 
-  /** Fetches in the background what the kept file lacks. @returns how many frames that is. */
+  /** Fetches in the background what the kept file lacks. @returns how many frames that is. @throws ThawError `no-space`. */
   complete(ref: ImageRef): number {
     const { source, loaded } = this.#framesOf(ref);
+    // Nobody would ever hear that it is whole.
+    if (source.keepFailure)
+      throw new ThawError('no-space', `${nameOf(ref)} is not kept: ${source.keepFailure.message}`);
     const missing = source.missingFrames();
     void source.keepAhead(planLater(loaded.frames, missing)).then(({ failed, error }) => {
       if (failed === 0) return;

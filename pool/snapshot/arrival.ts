@@ -2,6 +2,7 @@
 // directory; its memory stays in the store and is served from there, or is fetched too.
 // Refuses to own serving memory (pagefs). Invariant: the directory appears when it is whole, and every byte in it was
 // verified under the manifest.
+import { randomBytes } from 'node:crypto';
 import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { Cleanup } from '../../shared/cleanup.ts';
 import { type Paths, snapshotFilesIn } from '../host/paths.ts';
@@ -15,6 +16,7 @@ import { encodeManifest } from './manifest-codec.ts';
 import { materialise } from './materialise-image.ts';
 import { ownBytes, publishDirectory, recordFormat, type SnapshotRecord, writeRecord } from './record.ts';
 import type { ClusterKey } from './signed-object.ts';
+import { spaceError } from './spool.ts';
 
 export interface ArrivalOptions {
   store: BlobStore;
@@ -30,29 +32,46 @@ export interface ArrivalOptions {
 
 /** @throws ThawError `snapshot-damaged` | `store-unavailable` | `no-space` | `deadline-exceeded` | `incompatible`. */
 export async function bringSnapshot(manifest: Manifest, options: ArrivalOptions): Promise<SnapshotRecord> {
-  const { store, clusterKey, paths, blankDiskPath, paged, onManifest } = options;
-  const dir = paths.snapshotDir(manifest.snapshotId);
-  const partialDir = `${dir}.partial`;
-  const files = snapshotFilesIn(partialDir);
+  const dir = options.paths.snapshotDir(manifest.snapshotId);
+  // Of each try its own: what an earlier one that failed still writes goes nowhere.
+  const partialDir = `${dir}.${randomBytes(4).toString('hex')}.partial`;
   await using undo = new Cleanup();
-  undo.defer('partial snapshot', () => rm(partialDir, { recursive: true, force: true }));
-  await rm(partialDir, { recursive: true, force: true });
-  await mkdir(partialDir, { recursive: true, mode: 0o700 });
+  undo.defer('partial snapshot', () => rm(partialDir, { recursive: true, force: true, maxRetries: 3 }));
+  try {
+    await mkdir(partialDir, { recursive: true, mode: 0o700 });
+    await bringParts(manifest, partialDir, options);
+    const record = await recordOf(manifest, dir, partialDir, options.paged);
+    await writeRecord(partialDir, record);
+    await publishDirectory(partialDir, dir);
+    undo.disarm();
+    return record;
+  } catch (error) {
+    throw spaceError(`bringing ${manifest.snapshotId}`, error);
+  }
+}
+
+async function bringParts(manifest: Manifest, partialDir: string, options: ArrivalOptions): Promise<void> {
+  const { store, clusterKey, blankDiskPath, paged, onManifest } = options;
+  const files = snapshotFilesIn(partialDir);
   const tier = storeTier(store);
   // Twice: what was wrong once may have been damaged on the way.
   const reader = new FrameReader({ manifest, tiers: [tier, tier] });
   await writeFile(files.manifestPath, encodeManifest(manifest, clusterKey), { mode: 0o600, flush: true });
   onManifest?.(files.manifestPath);
-  await Promise.all([
-    materialise(manifest, 'devices', reader, files.devicesPath),
-    bringDisk(manifest, reader, blankDiskPath, files.diskPath),
-    paged ? undefined : materialise(manifest, 'memory', reader, files.pagesPath),
-  ]);
-  const record = await recordOf(manifest, dir, partialDir, paged);
-  await writeRecord(partialDir, record);
-  await publishDirectory(partialDir, dir);
-  undo.disarm();
-  return record;
+  const given = new AbortController();
+  const { signal } = given;
+  const parts = [
+    materialise(manifest, 'devices', reader, files.devicesPath, { signal }),
+    bringDisk(manifest, reader, blankDiskPath, files.diskPath, signal),
+    ...(paged ? [] : [materialise(manifest, 'memory', reader, files.pagesPath, { signal })]),
+  ];
+  try {
+    await Promise.all(parts);
+  } catch (error) {
+    given.abort(error);
+    await Promise.allSettled(parts);
+    throw error;
+  }
 }
 
 async function bringDisk(
@@ -60,9 +79,10 @@ async function bringDisk(
   reader: FrameReader,
   blankDiskPath: string,
   diskPath: string,
+  signal: AbortSignal,
 ): Promise<void> {
   const flatPath = `${diskPath}.flat`;
-  await materialise(manifest, 'disk', reader, flatPath);
+  await materialise(manifest, 'disk', reader, flatPath, { signal });
   if (hasFlatDisks(manifest.compatibility)) return await rename(flatPath, diskPath);
   await layerOfFlatDisk(flatPath, blankDiskPath, diskPath);
   await rm(flatPath);

@@ -34,7 +34,7 @@ export class PublishQueue {
   /** Why it will never be there. */
   readonly #refused = new Map<string, string>();
   readonly #end = new AbortController();
-  #current: { snapshotId: string; abort: AbortController } | undefined;
+  #current: { snapshotId: string; abort: AbortController; ended: Promise<void> } | undefined;
   #working: Promise<void> | undefined;
   #retryMs = 0;
 
@@ -45,10 +45,9 @@ export class PublishQueue {
   /** Nothing to do for one that waits, or is there. */
   add({ snapshotId }: Pick<SnapshotRecord, 'snapshotId'>): void {
     if (this.#end.signal.aborted || this.#stored.has(snapshotId)) return;
+    this.#refused.delete(snapshotId);
     this.#waiting.add(snapshotId);
-    this.#working ??= this.#work().finally(() => {
-      this.#working = undefined;
-    });
+    this.#working ??= this.#work();
   }
 
   /** It is in the store already. */
@@ -57,13 +56,15 @@ export class PublishQueue {
     this.#stored.add(snapshotId);
   }
 
-  /** It was removed here: a publish under way ends. */
-  remove(snapshotId: string): void {
+  /** It was removed here. Resolves when no publish of it is under way any more: what the store has now is all of it. */
+  async remove(snapshotId: string): Promise<void> {
     this.#waiting.delete(snapshotId);
     this.#stored.delete(snapshotId);
     this.#refused.delete(snapshotId);
-    if (this.#current?.snapshotId === snapshotId)
-      this.#current.abort.abort(new ThawError('template-not-found', `${snapshotId} was removed`));
+    if (this.#current?.snapshotId !== snapshotId) return;
+    const { abort, ended } = this.#current;
+    abort.abort(new ThawError('template-not-found', `${snapshotId} was removed`));
+    await ended;
   }
 
   stateOf(snapshotId: string): 'stored' | 'waiting' | 'refused' | 'unknown' {
@@ -74,7 +75,7 @@ export class PublishQueue {
 
   /** For health: how many wait, and since when the store fails. */
   get backlog(): { waiting: number; failing: boolean } {
-    return { waiting: this.#waiting.size, failing: this.#retryMs > 0 };
+    return { waiting: this.#waiting.size, failing: this.#retryMs > 0 && this.#waiting.size > 0 };
   }
 
   /** Resolves when nothing waits. */
@@ -90,24 +91,34 @@ export class PublishQueue {
   }
 
   async #work(): Promise<void> {
-    for (let next = first(this.#waiting); next && !this.#end.signal.aborted; next = first(this.#waiting)) {
-      const abort = new AbortController();
-      this.#current = { snapshotId: next, abort };
-      try {
-        await this.#options.publish(next, abort.signal);
-        if (this.#waiting.has(next)) this.markStored(next);
-        this.#retryMs = 0;
-      } catch (error) {
-        await this.#failed(next, error as Error);
-      } finally {
-        this.#current = undefined;
-      }
+    for (let next = first(this.#waiting); next && !this.#end.signal.aborted; next = first(this.#waiting))
+      await this.#tryOne(next);
+    // In the same turn as the look that found nothing: what is added later starts anew.
+    this.#working = undefined;
+    this.#retryMs = 0;
+  }
+
+  async #tryOne(snapshotId: string): Promise<void> {
+    const abort = new AbortController();
+    const ended = Promise.withResolvers<void>();
+    this.#current = { snapshotId, abort, ended: ended.promise };
+    let failure: unknown;
+    try {
+      await this.#options.publish(snapshotId, abort.signal);
+    } catch (error) {
+      failure = error;
     }
+    this.#current = undefined;
+    ended.resolve();
+    // Of a removed one, which may have come back as another of the same id, neither counts.
+    if (abort.signal.aborted) return;
+    if (failure) return await this.#failed(snapshotId, failure as Error);
+    this.markStored(snapshotId);
+    this.#retryMs = 0;
   }
 
   async #failed(snapshotId: string, error: Error): Promise<void> {
     const { log, firstRetryMs, maxRetryMs } = this.#options;
-    if (!this.#waiting.has(snapshotId) || this.#end.signal.aborted) return;
     if (!passing.has((error as NodeJS.ErrnoException).code ?? '')) {
       log.error({ err: error, snapshotId }, 'a snapshot cannot be published');
       metrics.fallbacks.inc({ kind: 'not-published' });

@@ -48,7 +48,7 @@ export class Spool {
       this.#open.sizeBytes += frames.length;
       if (this.#open.sizeBytes >= maxSegmentBytes) await this.#finish();
     } catch (error) {
-      throw spoolError(error);
+      throw spaceError('the spool directory', error);
     }
   }
 
@@ -87,8 +87,9 @@ export async function checkSpace(dir: string, neededBytes: number, reserveBytes:
     );
 }
 
-function spoolError(error: unknown): unknown {
+/** A full disk as `no-space`; any other error as it is. */
+export function spaceError(what: string, error: unknown): unknown {
   const { code, message } = error as NodeJS.ErrnoException;
   const full = code === 'ENOSPC' || code === 'EDQUOT';
-  return full ? new ThawError('no-space', `the spool directory: ${message}`, { cause: error }) : error;
+  return full ? new ThawError('no-space', `${what}: ${message}`, { cause: error }) : error;
 }

@@ -45,14 +45,22 @@ export interface StoredSnapshotsOptions {
   /** Absent: the memory of a snapshot is fetched before it is restored. */
   paged?: PagedSnapshots | undefined;
   /** What clones of a snapshot of this node touch first; absent where nothing can record it. */
-  rehearse?(record: SnapshotRecord): Promise<Recording>;
+  rehearse?(record: SnapshotRecord, signal: AbortSignal): Promise<Recording>;
+  /** How long a pin holds; it is renewed three times meanwhile. */
+  pinMs?: number;
+}
+
+/** Segments that this node needs; without a pin while the store did not take it. */
+interface Held {
+  segments: string[];
+  pin: Pin | undefined;
 }
 
 type Memory = Pick<SnapshotRecord, 'snapshotId' | 'memoryMb'>;
 
 /** A crashed node's pins are in the way of a collection for no longer than this. */
-const pinMs = 600_000;
-const pinRenewalMs = 180_000;
+const defaultPinMs = 600_000;
+const renewalsPerPin = 3;
 const collectEveryMs = 3_600_000;
 /** Longer than any publish and any restore. */
 const collectGraceMs = 24 * 3_600_000;
@@ -67,14 +75,16 @@ export class StoredSnapshots {
   readonly #queue: PublishQueue;
   readonly #arriving = new Map<string, Promise<SnapshotRecord | undefined>>();
   /** Of snapshots whose memory is not here yet. */
-  readonly #pinned = new Map<string, Pin>();
+  readonly #pinned = new Map<string, Held>();
+  readonly #pinMs: number;
   readonly #node = `node-${randomBytes(6).toString('hex')}`;
   readonly #timers: NodeJS.Timeout[] = [];
 
   private constructor(options: StoredSnapshotsOptions, publisher: Publisher) {
     this.#options = options;
     this.#publisher = publisher;
-    const { log } = options;
+    const { log, pinMs = defaultPinMs } = options;
+    this.#pinMs = pinMs;
     this.#catalogue = new Catalogue({
       ...options,
       onRefused: (snapshotId, error) => log.error({ err: error, snapshotId }, 'a manifest was refused'),
@@ -94,7 +104,7 @@ export class StoredSnapshots {
     void this.#catchUp().catch((error) =>
       this.#options.log.warn({ err: error }, 'the store was not asked what it has'),
     );
-    this.#timers.push(setInterval(() => void this.#renewPins(), pinRenewalMs).unref());
+    this.#timers.push(setInterval(() => void this.#renewPins(), this.#pinMs / renewalsPerPin).unref());
     this.#timers.push(setInterval(() => void this.#collect(), collectEveryMs).unref());
   }
 
@@ -102,7 +112,7 @@ export class StoredSnapshots {
     for (const timer of this.#timers) clearInterval(timer);
     await this.#queue.close();
     await this.#publisher.close();
-    await Promise.allSettled([...this.#pinned.values()].map((pin) => pin.release()));
+    await Promise.all([...this.#pinned.keys()].map((snapshotId) => this.unpin(snapshotId)));
     await this.#options.store.close();
   }
 
@@ -132,9 +142,12 @@ export class StoredSnapshots {
   }
 
   async #bring(snapshotId: string): Promise<SnapshotRecord | undefined> {
+    const { paged, log, library } = this.#options;
+    // It may have come since its caller looked.
+    const here = await library.here(snapshotId);
+    if (here) return here;
     const manifest = await this.#catalogue.find(snapshotId);
     if (!manifest) return undefined;
-    const { paged, log } = this.#options;
     const { memoryMb } = manifest;
     if (paged) void this.#pin(manifest);
     else metrics.fallbacks.inc({ kind: 'memory-fetched-first' });
@@ -142,6 +155,9 @@ export class StoredSnapshots {
       ...this.#options,
       paged: paged !== undefined,
       onManifest: (manifestPath) => paged?.expect({ snapshotId, memoryMb, manifestPath }),
+    }).catch((error) => {
+      void this.unpin(snapshotId);
+      throw error;
     });
     this.#queue.markStored(snapshotId);
     log.info({ snapshotId, form: record.form }, 'a snapshot came from the store');
@@ -171,14 +187,17 @@ export class StoredSnapshots {
 
   /** Its memory is here, or it is gone: others may collect what it needed. */
   async unpin(snapshotId: string): Promise<void> {
-    const pin = this.#pinned.get(snapshotId);
+    const held = this.#pinned.get(snapshotId);
     this.#pinned.delete(snapshotId);
-    await pin?.release();
+    // One that stays runs out by itself.
+    await held?.pin
+      ?.release()
+      .catch((error) => this.#options.log.warn({ err: error, snapshotId }, 'a pin was not released'));
   }
 
   /** @returns false when the store had none. Its segments go with a collection. */
   async remove(snapshotId: string): Promise<boolean> {
-    this.#queue.remove(snapshotId);
+    await this.#queue.remove(snapshotId);
     await this.unpin(snapshotId);
     const there = await this.#catalogue.has(snapshotId);
     if (there) await this.#catalogue.remove(snapshotId);
@@ -210,7 +229,7 @@ export class StoredSnapshots {
     const record = await library.record(snapshotId);
     const parent = await this.#storedParentOf(record, signal);
     const capture = await localCaptureOf(record, parent);
-    const recordings = await this.#rehearse(record);
+    const recordings = await this.#rehearse(record, signal);
     const imagePages = capture.memory.sizeBytes / pageBytes;
     const memory = { ...capture.memory, first: stretchesOf(mergedOrder({ imagePages, recordings })) };
     const { uploadedBytes, pages } = await this.#publisher.publish({ ...capture, memory }, { signal });
@@ -227,13 +246,14 @@ export class StoredSnapshots {
   }
 
   /** A sandbox is never run for this: it would do again what its user did once. */
-  async #rehearse(record: SnapshotRecord): Promise<Recording[]> {
+  async #rehearse(record: SnapshotRecord, signal: AbortSignal): Promise<Recording[]> {
     const { rehearse, log } = this.#options;
     if (!rehearse || record.kind === 'sandbox' || record.form !== 'whole') return [];
     const recordings: Recording[] = [];
     try {
-      while (recordings.length < rehearsals) recordings.push(await rehearse(record));
+      while (recordings.length < rehearsals) recordings.push(await rehearse(record, signal));
     } catch (error) {
+      signal.throwIfAborted();
       log.warn({ err: error, snapshotId: record.snapshotId }, 'published without a working set');
     }
     return recordings;
@@ -254,19 +274,25 @@ export class StoredSnapshots {
 
   /** Not waited for: until somebody removes the snapshot its own manifest keeps its segments. */
   async #pin({ snapshotId, segments }: Manifest): Promise<void> {
-    const names = segments.map(({ sha256 }) => sha256);
-    try {
-      this.#pinned.set(snapshotId, await this.#pins.take(`${this.#node}-${snapshotId}`, names, pinMs));
-    } catch (error) {
-      this.#options.log.warn({ err: error, snapshotId }, 'segments in use are not pinned');
-    }
+    const held: Held = { segments: segments.map(({ sha256 }) => sha256), pin: undefined };
+    this.#pinned.set(snapshotId, held);
+    await this.#renew(snapshotId, held);
   }
 
   async #renewPins(): Promise<void> {
-    for (const [snapshotId, pin] of this.#pinned)
-      await pin
-        .renew()
-        .catch((error) => this.#options.log.warn({ err: error, snapshotId }, 'a pin was not renewed'));
+    for (const [snapshotId, held] of this.#pinned) await this.#renew(snapshotId, held);
+  }
+
+  /** One that could not be taken, or ran out while the store did not answer, is taken at the next turn. */
+  async #renew(snapshotId: string, held: Held): Promise<void> {
+    try {
+      if (held.pin) await held.pin.renew();
+      else held.pin = await this.#pins.take(`${this.#node}-${snapshotId}`, held.segments, this.#pinMs);
+      if (this.#pinned.get(snapshotId) !== held) await held.pin.release();
+    } catch (error) {
+      if (error instanceof ThawError && error.code === 'conflict') held.pin = undefined;
+      this.#options.log.warn({ err: error, snapshotId }, 'segments in use are not pinned');
+    }
   }
 
   async #collect(): Promise<void> {

@@ -22,6 +22,8 @@ export interface S3ForTests {
   port: number;
   /** Exists and is empty. */
   bucket: string;
+  /** Each object of the bucket is a file in it, under its key. */
+  objectsDir: string;
   /** Ends the server and starts it again on the same port and objects. */
   restart(): Promise<void>;
   kill(): Promise<void>;
@@ -50,6 +52,7 @@ export async function startS3(): Promise<S3ForTests> {
     endpoint: `http://127.0.0.1:${port}`,
     port,
     bucket,
+    objectsDir: join(dir, 'objects', bucket),
     kill,
     restart: async () => {
       await kill();

@@ -75,9 +75,13 @@ export async function joinStore(options: JoinOptions): Promise<NodeStore | undef
     blankDiskPath: image.blankDiskPath,
     paged,
     ...(paged && {
-      rehearse: (record) =>
+      rehearse: (record, signal) =>
         paged.recordPlain(record.snapshotId, snapshotFilesIn(record.dir).pagesPath, (path) =>
-          factory.rehearse(record.snapshotId, path, AbortSignal.timeout(rehearsalTimeoutMs)),
+          factory.rehearse(
+            record.snapshotId,
+            path,
+            AbortSignal.any([signal, AbortSignal.timeout(rehearsalTimeoutMs)]),
+          ),
         ),
     }),
   });

@@ -20,6 +20,7 @@ import { endOldPager } from '../../services/cli/node-store.ts';
 import { type RedisForTests, startRedis } from '../../services/gateway/state/redis-for-tests.ts';
 import { silentLog } from '../../shared/log.ts';
 import { packTar } from './pack-tar.ts';
+import { storedFailureRows } from './stored-failure-rows.ts';
 import { eventually, newDataDir, removeDir, startThaw, type ThawProcess } from './thaw-process.ts';
 
 const fuse = await canMountFuse();
@@ -73,10 +74,10 @@ describe('snapshots in a store', { skip }, () => {
     );
   const logOf = (thaw: ThawProcess) => readFile(join(thaw.dataDir, 'thaw.log'), 'utf8');
 
-  async function start(): Promise<ThawProcess> {
+  async function start(more: NodeJS.ProcessEnv = {}): Promise<ThawProcess> {
     const dataDir = await newDataDir();
     dataDirs.push(dataDir);
-    return await startThaw(dataDir, [], env);
+    return await startThaw(dataDir, [], { ...env, ...more });
   }
 
   before(async () => {
@@ -216,6 +217,15 @@ describe('snapshots in a store', { skip }, () => {
     assert.equal((await second.call(`/v1/snapshots/${siblingId}`, { method: 'DELETE' })).status, 204);
     assert.equal((await second.call(`/v1/snapshots/${siblingId}`)).status, 404);
     assert.equal((await second.call(`/v1/snapshots/${siblingId}`, { method: 'DELETE' })).status, 404);
+  });
+
+  storedFailureRows({
+    maker: () => second,
+    start,
+    create,
+    stored,
+    answers: () => proxy,
+    storeDir: () => join(s3.objectsDir, 'thaw'),
   });
 });
 

@@ -1,0 +1,159 @@
+// Rows of the failure matrix of snapshots in a store, in real VMs: edited objects, a herd on one cold snapshot, a pager
+// that is killed. One node makes the snapshots, another one, which has none of them, meets the failures.
+import assert from 'node:assert/strict';
+import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { after, before, it } from 'node:test';
+import type { Sandbox } from 'e2b';
+import { pathsOf } from '../../pool/host/paths.ts';
+import { eventually, type ThawProcess } from './thaw-process.ts';
+
+export interface StoredWorld {
+  /** Its snapshots are in the store. */
+  maker(): ThawProcess;
+  start(env: NodeJS.ProcessEnv): Promise<ThawProcess>;
+  create(thaw: ThawProcess, template: string): Promise<Sandbox>;
+  stored(thaw: ThawProcess, snapshotId: string): Promise<{ storedBytes: number }>;
+  /** What the store has sent so far. */
+  answers(): { answers: number; bytesDown: number };
+  storeDir(): string;
+}
+
+const herd = 12;
+const endsWithinMs = 1_000;
+
+export function storedFailureRows(world: StoredWorld): void {
+  let node: ThawProcess;
+  /** As the store has them; nobody has restored them yet. */
+  const cold: { snapshotId: string; segments: string[] }[] = [];
+  let herdIds: string[] = [];
+
+  const segments = async () => {
+    const found = await readdir(join(world.storeDir(), 'segments'), { recursive: true, withFileTypes: true });
+    return found.filter((entry) => entry.isFile()).map((entry) => join(entry.parentPath, entry.name));
+  };
+  const post = (path: string, body: object) =>
+    node.call(path, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify(body),
+    });
+  const create = (templateID: string) => post('/v2/sandboxes', { templateID, timeout: 600 });
+  const idOf = async (answer: Response) => ((await answer.json()) as { sandboxID: string }).sandboxID;
+  const isGone = async (sandboxId: string) => (await node.call(`/sandboxes/${sandboxId}`)).status === 404;
+  const logOf = () => readFile(join(node.dataDir, 'thaw.log'), 'utf8');
+
+  before(async () => {
+    const maker = world.maker();
+    const sandbox = await world.create(maker, 'base');
+    for (let left = 4; left > 0; left--) {
+      await sandbox.commands.run(
+        `head -c 1000000 /dev/urandom > /dev/shm/${left}; echo ${left} > made; sync`,
+      );
+      const known = await segments();
+      const { snapshotId } = await sandbox.createSnapshot();
+      await world.stored(maker, snapshotId);
+      const own = (await segments()).filter((path) => !known.includes(path));
+      cold.push({ snapshotId, segments: own });
+    }
+    await sandbox.kill();
+    node = await world.start({ THAW_MAX_CONCURRENT_RESTORES: '3' });
+  });
+  after(() => node?.end());
+
+  async function isRefused(snapshotId: string, detail: RegExp): Promise<void> {
+    const vmms = await node.vmmPids();
+    const answer = await create(snapshotId);
+    const text = await answer.text();
+    assert.equal(answer.status, 500, text);
+    assert.equal(answer.headers.get('x-thaw-error'), 'snapshot-damaged', text);
+    assert.match(text, detail);
+    assert.deepEqual(await node.vmmPids(), vmms, 'no VM of it is left');
+    const dirs = await readdir(join(node.dataDir, 'snapshots'));
+    assert.ok(!dirs.some((name) => name.startsWith(snapshotId)), 'nothing of it is kept');
+  }
+
+  it('row 8: a manifest that was edited is refused with a typed error, and no VM is made', async () => {
+    const { snapshotId } = cold[0]!;
+    await spoil(join(world.storeDir(), 'manifests', snapshotId));
+    await isRefused(snapshotId, /snapshot/);
+    assert.match(await logOf(), /a manifest was refused/);
+  });
+
+  it('row 7: a segment that was edited is refused with a typed error, and no VM is made', async () => {
+    const { snapshotId, segments: own } = cold[1]!;
+    assert.ok(own.length > 0);
+    for (const path of own) await spoil(path);
+    await isRefused(snapshotId, /frame|segment/);
+  });
+
+  it('row 14: a herd on one cold snapshot fetches it once; who finds no room is told when to come back', async (t) => {
+    const { snapshotId } = cold[2]!;
+    const wholeBytes = (await Promise.all((await segments()).map((path) => stat(path)))).reduce(
+      (sum, { size }) => sum + size,
+      0,
+    );
+    const { bytesDown } = world.answers();
+    const answers = await Promise.all(Array.from({ length: herd }, () => create(snapshotId)));
+    const good = answers.filter(({ status }) => status === 201);
+    for (const answer of answers.filter(({ status }) => status !== 201)) {
+      assert.ok([429, 503].includes(answer.status), await answer.clone().text());
+      assert.ok(Number(answer.headers.get('retry-after')) > 0);
+    }
+    herdIds = await Promise.all(good.map(idOf));
+    const fetchedBytes = world.answers().bytesDown - bytesDown;
+    t.diagnostic(
+      `${good.length} of ${herd} got a VM; ${fetchedBytes} bytes came of ${wholeBytes} in the store`,
+    );
+    assert.ok(good.length > 0);
+    assert.ok(fetchedBytes < wholeBytes, 'no frame came for each of them');
+  });
+
+  it('row 9: a pager that is killed takes its VMs with it within a second; others and the next restore do not notice', async (t) => {
+    const { pagerDir, pagefsDir } = pathsOf(node.dataDir);
+    const first = await world.create(node, 'base');
+    await eventually('the base’s memory is here', () => baseIsWhole(node));
+    await first.kill();
+    const other = await world.create(node, 'base');
+    const pids = await node.vmmPids();
+    const served = await mapping(pids, pagefsDir);
+    assert.ok(served.length > 0 && served.length < pids.length, `${served.length} of ${pids.length}`);
+    const pager = JSON.parse(await readFile(join(pagerDir, 'vmm.pid'), 'utf8')) as { pid: number };
+    const startMs = performance.now();
+    process.kill(pager.pid, 'SIGKILL');
+    const gone = async () => (await Promise.all(herdIds.map(isGone))).filter(Boolean).length;
+    await eventually('their sandboxes end', async () => (await gone()) === served.length, endsWithinMs);
+    t.diagnostic(`${served.length} sandboxes ended after ${Math.round(performance.now() - startMs)} ms`);
+    assert.match(await logOf(), /its pages could not be had: the pager is lost/);
+    assert.equal((await other.commands.run('echo on')).stdout.trim(), 'on');
+    const next = await create(cold[3]!.snapshotId);
+    assert.equal(next.status, 201, await next.clone().text());
+    const left = [other.sandboxId, await idOf(next), ...herdIds];
+    await Promise.all(left.map((sandboxId) => node.call(`/sandboxes/${sandboxId}`, { method: 'DELETE' })));
+    await eventually('every VM has ended', async () => (await node.vmmPids()).length === 0);
+  });
+}
+
+/** Those of the processes that map a file in `dir`. */
+async function mapping(pids: readonly number[], dir: string): Promise<number[]> {
+  const maps = await Promise.all(pids.map((pid) => readFile(`/proc/${pid}/maps`, 'utf8')));
+  return pids.filter((_, index) => maps[index]!.includes(`${dir}/`));
+}
+
+async function baseIsWhole({ dataDir }: ThawProcess): Promise<boolean> {
+  const { snapshotsDir } = pathsOf(dataDir);
+  for (const name of await readdir(snapshotsDir)) {
+    const text = await readFile(join(snapshotsDir, name, 'snapshot.json'), 'utf8').catch(() => '{}');
+    const { kind, form } = JSON.parse(text) as { kind?: string; form?: string };
+    if (kind === 'template' && form === 'whole') return true;
+  }
+  return false;
+}
+
+/** Turns a bit over in every stretch of it. */
+async function spoil(path: string): Promise<void> {
+  const bytes = await readFile(path);
+  const everyBytes = Math.min(4096, Math.floor(bytes.length / 2));
+  for (let at = everyBytes; at < bytes.length; at += everyBytes) bytes[at]! ^= 1;
+  await writeFile(path, bytes);
+}
