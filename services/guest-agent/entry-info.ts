@@ -16,10 +16,12 @@ const permissionBits = 0o777;
 /** What many entries of one call have in common. */
 export class EntryReader {
   readonly #accounts: Accounts;
-  readonly #local = new Map<number, Promise<boolean>>();
+  readonly #askLocal: typeof isLocal;
+  readonly #local = new Map<number, boolean>();
 
-  constructor(accounts: Accounts) {
+  constructor(accounts: Accounts, askLocal = isLocal) {
     this.#accounts = accounts;
+    this.#askLocal = askLocal;
   }
 
   /** @throws the file system's error when the entry itself is absent. */
@@ -46,12 +48,16 @@ export class EntryReader {
   /** Links without a target lead to none, special files have none, and a remote file system may keep a call waiting. */
   async #metadata(path: string, facts: Stats): Promise<Metadata | undefined> {
     if (!facts.isFile() && !facts.isDirectory()) return undefined;
-    let local = this.#local.get(facts.dev);
-    if (local === undefined) {
-      local = isLocal(path);
-      this.#local.set(facts.dev, local);
-    }
-    return (await local) ? readMetadata(path) : undefined;
+    return (await this.#isLocal(facts.dev, path)) ? readMetadata(path) : undefined;
+  }
+
+  /** Only an answer is shared: an entry that vanished before the question says nothing of its neighbours. */
+  async #isLocal(device: number, path: string): Promise<boolean> {
+    const known = this.#local.get(device);
+    if (known !== undefined) return known;
+    const local = await this.#askLocal(path);
+    this.#local.set(device, local);
+    return local;
   }
 }
 

@@ -2,7 +2,6 @@
 // Refuses to own who may write (http-server.ts).
 // Invariant: never more of a file in memory than a chunk; what was written belongs to the caller's user, and a new file
 // that could not be written whole is gone.
-import { once } from 'node:events';
 import { createWriteStream } from 'node:fs';
 import { chown, stat, unlink } from 'node:fs/promises';
 import type { IncomingMessage, ServerResponse } from 'node:http';
@@ -95,10 +94,10 @@ async function writeMultipart(
     if (field !== 'file') return void part.resume();
     const write = writePart(upload, filename, part, targets);
     writes.push(write);
-    // The failed write's part must be read on, or the parser would never reach the end of the body.
+    // What comes after a failed write is not waited for: nobody reads that part, and the body would never end.
     open.set(
       part,
-      write.catch(() => part.resume()).then(() => open.delete(part)),
+      write.catch((error) => parser.destroy(error)).then(() => open.delete(part)),
     );
   });
   parser.once('filesLimit', () => parser.destroy(invalid(`more than ${maxFilesPerRequest} files`)));
@@ -116,18 +115,13 @@ async function writeMultipart(
 
 /** Gives the parser the body no faster than the files it opens are written. */
 async function feed(body: Readable, parser: Writable, open: Map<Readable, Promise<unknown>>): Promise<void> {
-  let failure: unknown;
-  parser.once('error', (error) => {
-    failure = error;
-  });
-  for await (const chunk of body as AsyncIterable<Buffer>) {
-    if (failure !== undefined) throw failure;
-    if (!parser.write(chunk)) await once(parser, 'drain');
-    while (open.size > maxOpenFiles) await Promise.race(open.values());
-  }
-  if (failure !== undefined) throw failure;
-  parser.end();
-  await once(parser, 'finish');
+  const paced = async function* (chunks: AsyncIterable<Buffer>) {
+    for await (const chunk of chunks) {
+      yield chunk;
+      while (open.size > maxOpenFiles) await Promise.race(open.values());
+    }
+  };
+  await pipeline(body, paced, parser);
 }
 
 /** The package is CommonJS: bundled into a module, its calls of `require` look for a global one. */
