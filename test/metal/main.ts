@@ -143,7 +143,6 @@ class Metal implements AsyncDisposable {
 
   async #run({ title, args, timeoutMs }: Step): Promise<'passed' | 'failed' | 'hung'> {
     const ended = new AbortController();
-    let text = '';
     try {
       this.#machine ??= await this.#start();
       const machine = this.#machine;
@@ -152,16 +151,11 @@ class Metal implements AsyncDisposable {
         cwd: inside.project,
         env: { THAW_CLOUD_HYPERVISOR: inside.binary, TMPDIR: inside.temporary },
       };
-      const onOutput = (part: string) => {
-        text += part;
-      };
+      const onOutput = (text: string, stream: 'stdout' | 'stderr') => void process[stream].write(text);
       const running = machine.run(request, { timeoutMs, onOutput });
       const outcome = await Promise.race([running, hung(machine, ended.signal)]);
-      // What a step said is counted once, by whoever reads this: of the attempt that came to an end.
-      if (outcome !== 'hung') process.stdout.write(text);
       return outcome === 'hung' ? 'hung' : outcome === 0 ? 'passed' : 'failed';
     } catch (error) {
-      process.stdout.write(text);
       say(`✗ ${title}: ${(error as Error).message}`);
       return 'failed';
     } finally {
