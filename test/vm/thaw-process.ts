@@ -60,7 +60,7 @@ export async function startThaw(
     });
     void exited.then((exitCode) => reject(new Error(`thaw up ended with ${exitCode}:\n${stdout}${stderr}`)));
   });
-  const addresses = await withDeadline('thaw up', timeoutMs, up).catch((error) => {
+  const addresses = await withDeadline('thaw up', timeoutMs, up).catch(async (error) => {
     child.kill('SIGTERM');
     throw new Error(`${error.message}\n${stderr}\n${await errorsIn(dataDir)}`, { cause: error });
   });
