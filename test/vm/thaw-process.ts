@@ -60,9 +60,9 @@ export async function startThaw(
     });
     void exited.then((exitCode) => reject(new Error(`thaw up ended with ${exitCode}:\n${stdout}${stderr}`)));
   });
-  const addresses = await withDeadline('thaw up', timeoutMs, up).catch((error) => {
+  const addresses = await withDeadline('thaw up', timeoutMs, up).catch(async (error) => {
     child.kill('SIGTERM');
-    throw new Error(`${error.message}\n${stderr}`, { cause: error });
+    throw new Error(`${error.message}\n${stderr}\n${await errorsIn(dataDir)}`, { cause: error });
   });
   const apiKey = (await readFile(join(dataDir, 'api-key'), 'utf8')).trim();
   return {
@@ -79,6 +79,16 @@ export async function startThaw(
       return withDeadline('the end of thaw up', 90_000, exited);
     },
   };
+}
+
+/** What a failure's words leave out. */
+async function errorsIn(dataDir: string): Promise<string> {
+  const text = await readFile(join(dataDir, 'thaw.log'), 'utf8').catch(() => '');
+  return text
+    .split('\n')
+    .filter((line) => line.includes('"level":50'))
+    .slice(-5)
+    .join('\n');
 }
 
 function spawnCli(args: string[], env: NodeJS.ProcessEnv): ChildProcess {
