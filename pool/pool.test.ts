@@ -228,7 +228,7 @@ describe('waiters', () => {
   });
 
   poolTest(
-    'a full line refuses with Retry-After',
+    'row 14: a full line refuses with Retry-After',
     { pool: { maxWaiters: 2 } },
     async ({ pool, time, look }) => {
       pool.configure('a', policy());

@@ -46,7 +46,7 @@ function collecting() {
 }
 
 describe('frame source', () => {
-  it('reads a frame once however many ask at once, and not again while it is held', async () => {
+  it('row 14: reads a frame once however many ask at once, and not again while it is held', async () => {
     const { source, reader } = sourceOf();
     reader.delayMs = 5;
     const fetched = await Promise.all(Array.from({ length: 20 }, () => source.fetch(3)));
@@ -84,7 +84,7 @@ describe('frame source', () => {
     assert.equal(reader.reads.length, 1);
   });
 
-  it('gives up on a reader that never answers', async () => {
+  it('row 6: gives up on a reader that never answers', async () => {
     const { source, reader } = sourceOf(64, { readTimeoutMs: 20 });
     reader.held = new Promise(() => {});
     await assert.rejects(source.fetch(0), { code: 'deadline-exceeded' });

@@ -100,7 +100,7 @@ sys.stdin.readline()`;
     second.client.close();
   });
 
-  it('is noticed within a second when it is killed; its readers fail instead of hanging; the next one remounts', async () => {
+  it('row 9: is noticed within a second when it is killed; its readers fail instead of hanging; the next one remounts', async () => {
     const { client } = await openPager(options);
     const { child, ended } = await mapping(await client.add(ref, from));
     const waiting = client.prefetch(ref, [{ page: 0, pageCount: 1 }]);
@@ -120,7 +120,7 @@ sys.stdin.readline()`;
     next.client.close();
   });
 
-  it('is ended when it hangs, so that its readers do not hang with it', async () => {
+  it('row 9: is ended when it hangs, so that its readers do not hang with it', async () => {
     const { client } = await openPager({ ...options, healthEveryMs: 50, healthTimeoutMs: 200 });
     const { child, ended } = await mapping(await client.add(ref, from));
     process.kill(await pidOf(), 'SIGSTOP');

@@ -157,7 +157,7 @@ describe('a snapshot that comes from the store', () => {
     assert.deepEqual(await left(), []);
   });
 
-  it('that a crash interrupted leaves only what the next start clears away', async () => {
+  it('row 22: that a crash interrupted leaves only what the next start clears away', async () => {
     const program = `
       import { bringSnapshot } from ${JSON.stringify(join(import.meta.dirname, 'arrival.ts'))};
       import { DirectoryStore } from ${JSON.stringify(join(import.meta.dirname, '../store/directory-store.ts'))};

@@ -142,7 +142,7 @@ describe('captures of running VMs', () => {
     await assert.rejects(library.inspect(parent.snapshotId), { code: 'template-not-found' });
   });
 
-  it('refuse what is being captured and names that are taken', async () => {
+  it('row 25: refuse what is being captured and names that are taken', async () => {
     const [first, second] = [await start(), await start()];
     const outcomes = await Promise.allSettled([
       first.capture({ names: ['a'] }),
@@ -187,14 +187,14 @@ describe('captures of running VMs', () => {
     assert.deepEqual([other.machine.paused, other.machine.guest.state], [false, 'ready']);
   });
 
-  it('do not begin on a disk below its reserve', async () => {
+  it('row 13: do not begin on a disk below its reserve', async () => {
     const vm = await start();
     await assert.rejects(vm.capture({ reserveBytes: Number.MAX_SAFE_INTEGER }), { code: 'no-space' });
     assert.deepEqual(vm.machine.guest.heard, []);
     assert.deepEqual(await snapshotDirs(), [template.snapshotId]);
   });
 
-  it('report a full disk as such', async () => {
+  it('row 13: report a full disk as such, and the source goes on', async () => {
     const vm = await start();
     vm.machine.atStage = (stage) => {
       if (stage === 'write') throw new ThawError('no-space', 'full');
@@ -203,7 +203,7 @@ describe('captures of running VMs', () => {
     assert.equal(vm.machine.guest.state, 'ready');
   });
 
-  it('do not pause a guest that does not answer, and give up one that does not go on', async (context) => {
+  it('row 22: do not pause a guest that does not answer, and give up one that does not go on', async (context) => {
     context.mock.timers.enable({ apis: ['setTimeout'] });
     const elapse = async (milliseconds: number) => {
       for (let step = 0; step < 10; step++) {
@@ -258,7 +258,7 @@ describe('captures of running VMs', () => {
     assert.equal((await memoryOf(snapshotId))[0], 7);
   });
 
-  it('are found whole by a start after a crash in the middle of a materialisation', async () => {
+  it('row 22: are found whole by a start after a crash in the middle of a materialisation', async () => {
     const vm = await start();
     vm.machine.pages = Buffer.alloc(4096, 7);
     const record = await vm.capture();

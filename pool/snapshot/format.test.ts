@@ -98,7 +98,7 @@ describe('snapshot format', () => {
       );
     });
 
-    it('are refused when swapped with another snapshot’s', () => {
+    it('row 8: are refused when swapped with another snapshot’s', () => {
       assertRefused(() => decodeManifest(stored.get(manifestKey(testId(1)))!, testId(2), testKey));
     });
 
@@ -111,7 +111,7 @@ describe('snapshot format', () => {
       assertRefused(() => decodeManifest(Buffer.concat([object, Buffer.alloc(1)]), testId(2), testKey));
     });
 
-    it('are refused when any single bit of them was flipped', () => {
+    it('row 8: are refused when any single bit of them was flipped', () => {
       for (let at = 0; at < object.length; at++) {
         const flipped = Buffer.from(object);
         flipped[at]! ^= 1 << (at % 8);

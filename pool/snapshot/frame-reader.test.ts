@@ -62,7 +62,7 @@ describe('reading frames of a store that is damaged', () => {
   };
   const target = () => join(dir, 'materialised');
 
-  it('flipped: the frame comes from the next tier, or nobody gets it', async () => {
+  it('row 7, flipped: the frame comes from the next tier, or nobody gets it', async () => {
     await damage(middleOf(3));
     const damaged: number[] = [];
     const onDamaged = (frame: number) => damaged.push(frame);
@@ -78,7 +78,7 @@ describe('reading frames of a store that is damaged', () => {
     assert.deepEqual(damaged, [3]);
   });
 
-  it('quarantines a damaged frame: it is not read again, the others are', async () => {
+  it('row 7: quarantines a damaged frame: it is not read again, the others are', async () => {
     await damage(middleOf(3));
     let reads = 0;
     const counted: FrameTier = {
@@ -98,7 +98,7 @@ describe('reading frames of a store that is damaged', () => {
     assert.deepEqual(reader.quarantined, [3]);
   });
 
-  it('truncated: every frame that is not whole is refused', async () => {
+  it('row 7, truncated: every frame that is not whole is refused', async () => {
     await truncate(path, middleOf(5));
     const reader = new FrameReader({ manifest, tiers: [storeTier(store)] });
     await reader.readFrame(4);
@@ -122,7 +122,7 @@ describe('reading frames of a store that is damaged', () => {
     await assert.rejects(verifySnapshot(manifest, failing('unavailable')), { code: 'store-unavailable' });
   });
 
-  it('swapped with another segment: refused', async () => {
+  it('row 7, swapped with another segment: refused', async () => {
     await writeFile(path, await store.get(segmentKey(other.segments[0]!.sha256)));
     const reader = new FrameReader({ manifest, tiers: [storeTier(store)] });
     for (const frame of manifest.frames.segment.keys())

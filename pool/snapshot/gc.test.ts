@@ -224,7 +224,7 @@ describe('collection, pins and lineage', () => {
     assert.deepEqual(await ids(), behind);
   });
 
-  it('tells of a manifest that was tampered with, and of none other', async () => {
+  it('row 8: tells of a manifest that was tampered with, and of none other', async () => {
     const refused: string[] = [];
     const watching = new Catalogue({ store, clusterKey: testKey, onRefused: (id) => refused.push(id) });
     const manifest = await publish(1);

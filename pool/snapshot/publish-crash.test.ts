@@ -79,7 +79,7 @@ describe('a publish that is killed', () => {
     return snapshots.length;
   };
 
-  it('at any of its changes leaves whole snapshots and garbage that is collected', async () => {
+  it('row 22: at any of its changes leaves whole snapshots and garbage that is collected', async () => {
     const seen: number[] = [];
     for (let step = -1, killed = true; killed; step++) {
       assert.ok(step < maxChanges, 'it comes to its end at last');

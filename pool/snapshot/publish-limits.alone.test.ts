@@ -54,7 +54,7 @@ describe('publishing within its limits', () => {
     assert.ok(p99Ms < 20, `${p99Ms} ms`);
   });
 
-  it('ends with a typed error and nothing left when the spool is full', mayMount, async () => {
+  it('row 13: ends with a typed error and nothing left when the spool is full', mayMount, async () => {
     await withSmallDisk('full-spool', async (path) => {
       const store = await DirectoryStore.open(join(dir, 'store-a'));
       const image = testImage(1, 16);
@@ -76,7 +76,7 @@ describe('publishing within its limits', () => {
     });
   });
 
-  it('ends with a typed error and no half object when the store is full', mayMount, async () => {
+  it('row 13: ends with a typed error and no half object when the store is full', mayMount, async () => {
     await withSmallDisk('full-store', async (path) => {
       const store = await DirectoryStore.open(path);
       const capture = await wholeCapture(join(dir, 'capture-b'), 1, testImage(1, 16));

@@ -80,7 +80,7 @@ describe('a store that fails', { skip: (await s3Missing()) ?? false }, () => {
     await assert.rejects(elsewhere.get('object'), failsWith('refused'));
   });
 
-  it('ends at its deadline when no answer comes', async () => {
+  it('row 6: ends at its deadline when no answer comes', async () => {
     proxy.set({ stall: true });
     const tookMs = await elapsed(() =>
       assert.rejects(bare().get('object', { timeoutMs: 200 }), failsWith('deadline')),
@@ -124,7 +124,7 @@ describe('a store that fails', { skip: (await s3Missing()) ?? false }, () => {
     assert.ok((await get).equals(body));
   });
 
-  it('is left alone when it is down: callers fail fast, with no pile-up, until it is back', async () => {
+  it('row 5: is left alone when it is down: callers fail fast, with no pile-up, until it is back', async () => {
     const store = await whole({ breaker: { maxFailures: 4, firstPauseMs: 100, maxPauseMs: 200 } });
     assert.ok((await store.get('object')).equals(body));
     proxy.set({ refuse: true });
@@ -154,7 +154,7 @@ describe('a store that fails', { skip: (await s3Missing()) ?? false }, () => {
     assert.ok((await store.get('object')).equals(body));
   });
 
-  it('gets a second read when the first is slow, within a budget', async () => {
+  it('row 6: gets a second read when the first is slow, within a budget', async () => {
     const store = await whole({ hedge: { earnedPerRead: 0, maxSaved: 3, minDelayMs: 50 } });
     for (let read = 0; read < 20; read++) await store.get('object');
     const hedges = async () => {

@@ -99,7 +99,7 @@ describe('clones over pagefs', { skip: ability.ok ? false : ability.reason }, ()
     assert.ok((await stat(keepPath)).blocks * 512 < imagePages * 4096);
   });
 
-  it('a clone whose pager is killed ends within a second, and the pager that follows serves the next one', async () => {
+  it('row 9: a clone whose pager is killed ends within a second, and the pager that follows serves the next one', async () => {
     const client = await world.startPager();
     await world.page(client, snapshotId);
     const vm = await world.restore(snapshotId);
@@ -113,7 +113,7 @@ describe('clones over pagefs', { skip: ability.ok ? false : ability.reason }, ()
     await answer();
   });
 
-  it('a corrupt store ends the restore with a reason, and not one byte of it reaches the guest', async () => {
+  it('row 7: a corrupt store ends the restore with a reason, and not one byte of it reaches the guest', async () => {
     const client = await world.startPager();
     await world.page(client, snapshotId);
     const events: PagerEvent[] = [];

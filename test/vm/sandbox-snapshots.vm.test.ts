@@ -125,7 +125,7 @@ open('/dev/shm/outcome', 'w').write(outcome)
     assert.equal(await Sandbox.deleteSnapshot(withConnection, connection()), true);
   });
 
-  it('pauses and goes on under the same id, ten times, with nothing lost', async () => {
+  it('row 23: pauses and goes on under the same id, ten times, with nothing lost', async () => {
     const sandbox = await create();
     const { sandboxId } = sandbox;
     for (let round = 1; round <= 10; round++) {

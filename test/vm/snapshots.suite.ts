@@ -217,7 +217,7 @@ describe('snapshots of running sandboxes', () => {
     for (const each of [whole, sandbox]) await kill(each);
   });
 
-  it('keep all of twenty rounds of write, pause, resume', async () => {
+  it('row 23: keep all of twenty rounds of write, pause, resume', async () => {
     let sandbox = await start(templateId);
     for (let round = 1; round <= 20; round++) {
       await sandbox.shell.run(`echo ${round} >> /root/rounds; echo ${round} >> /dev/shm/rounds`);
@@ -235,7 +235,7 @@ describe('snapshots of running sandboxes', () => {
     await kill(sandbox);
   });
 
-  it('are whole or not there when Thaw dies at any step', async (context) => {
+  it('row 22: are whole or not there when Thaw dies at any step', async (context) => {
     const before = new Set(await readdir(world.paths.snapshotsDir));
     for (const stage of ['hold', 'pause', 'copy', 'resume', 'write', 'layers', 'record']) {
       const child = spawn(

@@ -187,7 +187,7 @@ describe('snapshots in a store', { skip }, () => {
     await sandbox.kill();
   });
 
-  it('a store that does not answer is a typed error, soon, and leaves no VM', async () => {
+  it('row 5: a store that does not answer is a typed error, soon, and leaves no VM', async () => {
     // Known to the store, and not to this node.
     const other = await create(second, 'base');
     const { snapshotId: gone } = await other.createSnapshot();

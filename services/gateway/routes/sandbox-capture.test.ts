@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict';
 import { after, before, describe, it } from 'node:test';
 import { Sandbox } from 'e2b';
+import { ThawError } from '../../../shared/errors.ts';
 import { eventually } from '../eventually.ts';
 import { type GatewayForTests, startGateway } from '../gateway-for-tests.ts';
 
@@ -102,6 +103,40 @@ describe('saving sandboxes', () => {
     assert.equal(response.status, 200);
     assert.equal(gateway.state.sandboxes.get(sandboxID)!.state, 'running');
     await gateway.call(`/sandboxes/${sandboxID}`, { method: 'DELETE' });
+  });
+
+  it('row 27: a fork of which one cannot be made gives the others, and says which and why', async (context) => {
+    const sandbox = await create();
+    const { node } = gateway;
+    const real = node.createSandbox.bind(node);
+    let calls = 0;
+    context.mock.method(node, 'createSandbox', (request: Parameters<typeof real>[0]) => {
+      if (++calls === 2) return Promise.reject(new ThawError('restore-failed', 'injected'));
+      return real(request);
+    });
+    const response = await post(`/sandboxes/${sandbox.sandboxId}/fork`, { count: 4, timeout: 60 });
+    assert.equal(response.status, 201);
+    type Row = { sandbox?: { sandboxID: string }; error?: { code: number; message: string } };
+    const rows = (await response.json()) as Row[];
+    assert.deepEqual(
+      rows.map(({ error }) => error),
+      [undefined, { code: 503, message: 'injected' }, undefined, undefined],
+    );
+    const made = rows.flatMap((row) => (row.sandbox ? [row.sandbox.sandboxID] : []));
+    const kept = node.snapshots.filter(({ sandboxId }) => sandboxId === sandbox.sandboxId);
+    assert.deepEqual(kept, [], 'the snapshot that they were made of is gone');
+    for (const sandboxId of [...made, sandbox.sandboxId])
+      assert.equal((await gateway.call(`/sandboxes/${sandboxId}`, { method: 'DELETE' })).status, 204);
+    assert.equal(node.sandboxes.size, 0, 'nothing is left of the one that failed');
+  });
+
+  it('row 25: of two snapshots of one name at once one is made, and the other is a conflict', async () => {
+    const sandboxes = await Promise.all([create(), create()]);
+    const answers = await Promise.all(
+      sandboxes.map(({ sandboxId }) => post(`/sandboxes/${sandboxId}/snapshots`, { name: 'at-once' })),
+    );
+    assert.deepEqual(answers.map(({ status }) => status).sort(), [201, 409]);
+    await Promise.all(sandboxes.map((sandbox) => sandbox.kill()));
   });
 
   it('forks several at once, each with its own result', async () => {
