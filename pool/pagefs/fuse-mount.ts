@@ -75,7 +75,13 @@ const unescapeOctal = (text: string): string =>
 /** Removes what a dead pager left on `dir`. @returns how many mounts that were. */
 export async function unmountStale(dir: string): Promise<number> {
   const count = await mountsOn(dir);
-  for (let left = count; left > 0; left--) await unmountFuse(dir);
+  for (let left = count; left > 0; left--)
+    try {
+      await unmountFuse(dir);
+    } catch (error) {
+      // Its own pager may have been quicker.
+      if ((await mountsOn(dir)) >= left) throw error;
+    }
   return count;
 }
 

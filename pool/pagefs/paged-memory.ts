@@ -107,10 +107,11 @@ export class PagedMemory implements PagedSnapshots {
       await file.path;
       if (file.kept) return file.keptPath;
       file.whole ??= Promise.withResolvers();
-      // Who waits is told below; nobody may be waiting when it fails later.
-      file.whole.promise.catch(() => {});
+      const { promise } = file.whole;
+      // It may fail before it is waited for.
+      promise.catch(() => {});
       await (await this.#pager()).complete(file.ref);
-      return await withDeadline(`fetching all of ${file.ref.snapshotId}`, keepTimeoutMs, file.whole.promise);
+      return await withDeadline(`fetching all of ${file.ref.snapshotId}`, keepTimeoutMs, promise);
     } finally {
       this.#released(file);
     }
@@ -141,12 +142,8 @@ export class PagedMemory implements PagedSnapshots {
       whole?.reject(new ThawError('pager-lost', 'the node shuts down'));
     this.#files.clear();
     // Refused while the kernel has not closed the files of VMs that have just ended.
-    const stopped = client?.stop().then(
-      () => true,
-      () => false,
-    );
-    client?.close();
-    if (!(await stopped)) await this.#options.endPager();
+    await client?.stop().catch(() => client.close());
+    await this.#options.endPager();
   }
 
   #fileOf(image: PagedImage): PagedFile {
