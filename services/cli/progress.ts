@@ -18,6 +18,8 @@ export interface Progress {
 const refreshMs = 200;
 /** Where there is no live line, a reader of the log still wants to see that it goes on. */
 const plainRefreshMs = 15_000;
+/** Not each of a package manager's lines. */
+const plainGapMs = 2_000;
 
 export function createProgress(stream: Writable & { isTTY?: boolean; columns?: number }): Progress {
   let redraw: (() => void) | undefined;
@@ -31,8 +33,10 @@ export function createProgress(stream: Writable & { isTTY?: boolean; columns?: n
     step(title) {
       const startedAtMs = performance.now();
       let detail = '';
+      let drawnAtMs = Number.NEGATIVE_INFINITY;
       const elapsed = () => secondsText(performance.now() - startedAtMs);
       const draw = () => {
+        drawnAtMs = performance.now();
         const text = `… ${title}${detail && ` (${detail})`}  ${elapsed()}`;
         if (stream.isTTY) stream.write(`\r\x1b[K${text.slice(0, (stream.columns ?? 80) - 1)}`);
         else stream.write(`${text}\n`);
@@ -50,7 +54,7 @@ export function createProgress(stream: Writable & { isTTY?: boolean; columns?: n
         update(text) {
           if (text === detail) return;
           detail = text;
-          draw();
+          if (stream.isTTY || performance.now() - drawnAtMs >= plainGapMs) draw();
         },
         done: (text = '') => end('✓', text),
         failed: () => end('✗', ''),
