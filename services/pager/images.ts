@@ -7,6 +7,7 @@ import { FrameReader, type FrameTier, storeTier } from '../../pool/snapshot/fram
 import type { Manifest } from '../../pool/snapshot/manifest.ts';
 import { decodeManifest } from '../../pool/snapshot/manifest-codec.ts';
 import { ClusterKey } from '../../pool/snapshot/signed-object.ts';
+import { lineageIndexKey } from '../../pool/snapshot/store-keys.ts';
 import type { BlobStore } from '../../pool/store/blob-store.ts';
 import { type OpenStoreOptions, openStore } from '../../pool/store/open-store.ts';
 import { ThawError } from '../../shared/errors.ts';
@@ -19,6 +20,8 @@ export interface ImageSettings extends PagerSettings {
   /** 32 bytes in hex. */
   clusterKey: string;
 }
+
+const warmUpTimeoutMs = 2_000;
 
 export interface Images {
   load: PagerOptions['load'];
@@ -33,6 +36,7 @@ export async function openImages(
   const options: OpenStoreOptions = settings.s3Endpoint ? { s3Endpoint: settings.s3Endpoint } : {};
   const store = await openStore(settings.storeUrl, options);
   const local = settings.localStoreUrl ? await openStore(settings.localStoreUrl) : undefined;
+  await warmUp(store);
   const tiers = tiersOf(local, around(storeTier(store)));
   return {
     load: async ({ snapshotId, image }, manifestPath) =>
@@ -41,6 +45,12 @@ export async function openImages(
       await Promise.all([store.close(), local?.close()]);
     },
   };
+}
+
+/** A process's first request costs far more than its later ones: parts are loaded, credentials found, a connection made. */
+async function warmUp(store: BlobStore): Promise<void> {
+  // Whether the store answers is for who needs it to find out.
+  await store.head(lineageIndexKey, { timeoutMs: warmUpTimeoutMs }).catch(() => {});
 }
 
 /** The store twice: bytes that were wrong once may have been damaged on the way, and are fetched once more. */
