@@ -1,6 +1,7 @@
 // Holds the guest agent to what only a real guest shows: a disk that is full, users with rights of their own, many streams
 // of one sandbox at once. Refuses to own what an agent on the host shows as well (services/guest-agent).
-// Invariant: one sandbox for all of it; each test leaves it as it was.
+// Invariant: one sandbox for all of it; each test leaves it as it was. On demand: the read after a full disk does not yet answer
+// in time in a real guest.
 import assert from 'node:assert/strict';
 import { after, before, describe, it, type TestContext } from 'node:test';
 import { CommandExitError, NoSpaceError, Sandbox } from '../../sdk/typescript/index.ts';
