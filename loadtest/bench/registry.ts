@@ -10,6 +10,7 @@ export const benchmarks: Record<string, () => Promise<Benchmark>> = {
   gateway: async () => (await import('./benchmarks/gateway.ts')).gateway,
   metal: async () => (await import('./benchmarks/metal.ts')).metal,
   restore: async () => (await import('./benchmarks/restore.ts')).restore,
+  sdk: async () => (await import('./benchmarks/sdk.ts')).sdk,
   snapshot: async () => (await import('./benchmarks/snapshot.ts')).snapshot,
   tti: async () => (await import('./benchmarks/tti.ts')).tti,
   uniqueness: async () => (await import('./benchmarks/uniqueness.ts')).uniqueness,

@@ -22,6 +22,8 @@ export interface RunningThaw {
   url: string;
   apiKey: string;
   dataDir: string;
+  /** Of the program that serves. */
+  pid: number;
   facts: Pick<Outcome, 'hypervisor' | 'accelerator'>;
   /** Deploys file contents by name, and returns when the version serves. */
   deploy(manifest: FunctionManifest, files: Record<string, string>): Promise<void>;
@@ -49,6 +51,7 @@ export async function startThaw(bench: Bench, args: string[]): Promise<RunningTh
     url,
     apiKey,
     dataDir,
+    pid: child.pid!,
     facts: { hypervisor, accelerator: acceleratorOf(hypervisor) },
     deploy: (manifest, files) => deploy(url, apiKey, manifest, files),
   };

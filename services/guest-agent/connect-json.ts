@@ -137,6 +137,8 @@ function dropRest({ req: request }: ServerResponse): void {
   const { socket } = request;
   const timer = setTimeout(() => request.complete || socket.destroy(), restMs);
   request.once('close', () => clearTimeout(timer));
+  // A pipe that nobody empties would hold the rest back, and the caller's next request behind it.
+  request.unpipe();
   request.resume();
 }
 

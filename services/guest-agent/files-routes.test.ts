@@ -249,6 +249,26 @@ describe('POST /files', () => {
     });
   });
 
+  it('takes the rest of a refused body off the connection: the next request on it is answered at once', async () => {
+    const { Agent, request } = await import('node:http');
+    const connection = new Agent({ keepAlive: true, maxSockets: 1 });
+    const ask = (method: string, path: string, body?: Buffer) =>
+      new Promise<number>((resolve, reject) => {
+        const headers = { ...octets, 'x-access-token': agent.accessToken };
+        request(agent.origin + path, { method, headers, agent: connection }, (response) => {
+          response.resume().once('end', () => resolve(response.statusCode!));
+        })
+          .once('error', reject)
+          .end(body);
+      });
+    await writeFile(join(home, 'next'), 'x');
+    const startMs = performance.now();
+    assert.equal(await ask('POST', '/files?path=/', Buffer.alloc(16 * 1024 * 1024)), 400);
+    assert.equal(await ask('GET', '/files?path=next'), 200);
+    assert.ok(performance.now() - startMs < 3_000, 'before the connection is given up');
+    connection.destroy();
+  });
+
   it('says 507 when the disk is full, and leaves the connection usable for the answer', async (context) => {
     const full = await tinyFileSystem();
     if (full === undefined) return context.skip('no permission to mount a tmpfs');

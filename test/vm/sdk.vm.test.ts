@@ -39,10 +39,13 @@ async function run(command: string, args: string[], cwd: string): Promise<void> 
   assert.doesNotMatch(output, /skipped=|^ℹ skipped [1-9]/m);
 }
 
-describe('in real VMs', () => {
-  it('the TypeScript SDK keeps its promises', () =>
-    run(process.execPath, ['--test', 'test/sdk/typescript.test.ts'], projectDir));
+const typescript = (file: string) => run(process.execPath, ['--test', `test/sdk/${file}`], projectDir);
+const python = (module: string) => run('python3', ['-m', 'unittest', module], join(projectDir, 'sdk/python'));
 
-  it('the Python SDK keeps its promises', () =>
-    run('python3', ['-m', 'unittest', 'tests.sync.test_wire'], join(projectDir, 'sdk/python')));
+describe('in real VMs', () => {
+  it('the TypeScript SDK keeps its promises', () => typescript('typescript.test.ts'));
+  it('the TypeScript SDK takes snapshots', () => typescript('typescript-snapshots.suite.ts'));
+  it('the Python SDK keeps its promises', () => python('tests.sync.test_wire'));
+  it('the Python SDK takes snapshots, sync', () => python('tests.sync.test_snapshots'));
+  it('the Python SDK takes snapshots, async', () => python('tests.aio.test_snapshots'));
 });

@@ -2,14 +2,11 @@
 // Thaw's share is its own Server-Timing, total less exec; the direct requests go to the same guest through the port
 // that its VMM forwards. Invariant: both ways alternate request by request in one run, one at a time, on kept
 // connections; a request that was not answered warm counts as an error.
-import { readdir } from 'node:fs/promises';
 import { Agent, type Dispatcher } from 'undici';
-import { pathsOf } from '../../../pool/host/paths.ts';
-import { readProcessRecord } from '../../../pool/host/process-table.ts';
 import { Cleanup } from '../../../shared/cleanup.ts';
 import { helloFunction } from '../bench-world.ts';
 import type { Bench, Benchmark, Outcome } from '../benchmark.ts';
-import { listeningPortsOf } from '../listening-ports.ts';
+import { findGuest } from '../listening-ports.ts';
 import { median, percentilesMs } from '../percentile.ts';
 import { type RunningThaw, startThaw } from '../running-thaw.ts';
 import { ServerTiming } from '../server-timing.ts';
@@ -84,17 +81,8 @@ async function get(agent: Agent, origin: string, path: string): Promise<Answer> 
 }
 
 /** The one VM's forwarded port behind which the function answers: its agent's answers differ. */
-async function guestOrigin(agent: Agent, thaw: RunningThaw): Promise<string> {
-  const paths = pathsOf(thaw.dataDir);
-  for (const vmId of await readdir(paths.vmsDir)) {
-    const record = await readProcessRecord(paths.vmDir(vmId));
-    for (const port of record ? await listeningPortsOf(record.pid) : []) {
-      const origin = `http://127.0.0.1:${port}`;
-      if ((await get(agent, origin, '/')).text.includes('"hello"')) return origin;
-    }
-  }
-  throw new Error('no VM of this Thaw forwards a port to the function');
-}
+const guestOrigin = (agent: Agent, thaw: RunningThaw): Promise<string> =>
+  findGuest(thaw.dataDir, async (origin) => (await get(agent, origin, '/')).text.includes('"hello"'));
 
 function outcomeOf(samples: Samples, facts: Pick<Outcome, 'hypervisor' | 'accelerator'>): Outcome {
   const { claimMs, platformMs, directMs, errors } = samples;
