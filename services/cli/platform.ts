@@ -1,6 +1,7 @@
 // Owns putting a whole Thaw together in one process, in order, and taking it apart in the reverse order.
 // Refuses to own any part's work. Invariant: what was started is ended, whatever step fails; nothing answers before it
 // can serve.
+import { once } from 'node:events';
 import { mkdir, readFile, stat, statfs, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer } from 'node:net';
 import { availableParallelism, totalmem } from 'node:os';
@@ -47,18 +48,34 @@ export interface Platform {
 
 const maxWaiters = 1_024;
 
-/** @throws ThawError with what to do about it; then nothing of it runs. */
-export async function startPlatform(resolved: ResolvedConfig, progress: Progress): Promise<Platform> {
+/**
+ * @param signal gives the start up, wherever it is: this rejects with its reason when nothing of it runs any more, but
+ * for work of this process whose outcome nobody wants.
+ * @throws ThawError with what to do about it; then nothing of it runs.
+ */
+export async function startPlatform(
+  resolved: ResolvedConfig,
+  progress: Progress,
+  signal: AbortSignal,
+): Promise<Platform> {
   const undo = new Cleanup();
+  const givenUp = once(signal, 'abort').then(() => Promise.reject(signal.reason));
+  const starting = start(resolved.config, progress, undo, signal);
+  for (const outcome of [givenUp, starting]) outcome.catch(() => {});
   try {
-    return await start(resolved.config, progress, undo);
+    return await Promise.race([starting, givenUp]);
   } catch (error) {
     await undo.run();
     throw error;
   }
 }
 
-async function start(config: Config, progress: Progress, undo: Cleanup): Promise<Platform> {
+async function start(
+  config: Config,
+  progress: Progress,
+  undo: Cleanup,
+  signal: AbortSignal,
+): Promise<Platform> {
   const paths = pathsOf(config.dataDir);
   await mkdir(paths.dataDir, { recursive: true, mode: 0o700 });
   await requireFreeDisk(config);
@@ -70,6 +87,8 @@ async function start(config: Config, progress: Progress, undo: Cleanup): Promise
   startDefaultMetrics();
   const reclaimed = await reclaim({ paths, log });
   for (const pid of await endOldPager(paths)) reclaimed.push({ kind: 'process', what: `pager, pid ${pid}` });
+  // A start that is given up has a VMM under way that only its record names.
+  undo.defer('VMs under way', async () => void (signal.aborted && (await reclaim({ paths, log }))));
   if (reclaimed.length > 0) progress.note(`! cleaned up after an earlier run: ${summaryOf(reclaimed)}`);
   const apiKey = await apiKeyOf(config, paths);
   const machine = await chooseMachine(config, paths, log, progress);

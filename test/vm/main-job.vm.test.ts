@@ -2,7 +2,7 @@
 // Real VMs throughout. One Thaw serves most of it, in order: that is how it is used.
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { mkdir, mkdtemp, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, writeFile } from 'node:fs/promises';
 import { hostname, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
@@ -309,6 +309,23 @@ describe('the main job in real VMs', () => {
     const taken = await runCli(['up'], { THAW_DATA_DIR: otherDir, THAW_PORT: port, THAW_ADMIN_PORT: '0' });
     assert.equal(taken.exitCode, 1);
     assert.match(taken.stderr, /port .* is taken; choose another one with THAW_PORT/);
+    await removeDir(otherDir);
+  });
+
+  it('gives up a start that is told to end while it boots, and leaves nothing', async () => {
+    const otherDir = await newDataDir();
+    const starting = startThaw(otherDir);
+    starting.catch(() => {});
+    const [vmm] = await eventually('the template boots', async () => {
+      const pids = await vmmPidsOf(otherDir);
+      return pids.length > 0 && pids;
+    });
+    const { pid } = JSON.parse(await readFile(join(otherDir, 'lock'), 'utf8')) as { pid: number };
+    process.kill(pid, 'SIGTERM');
+    await assert.rejects(starting, /ended with 1[^]*SIGTERM: the start was given up/);
+    assert.equal(await readStartTime(vmm!), undefined, 'its VMM has ended');
+    await assert.rejects(readFile(join(otherDir, 'redis', 'redis.sock')), { code: 'ENOENT' });
+    assert.deepEqual(await readdir(join(otherDir, 'snapshots')), []);
     await removeDir(otherDir);
   });
 

@@ -2,7 +2,9 @@
 // Invariant: the first signal drains; a second one ends at once, and the next start cleans up.
 import { join } from 'node:path';
 import type { Command } from 'commander';
+import type { ResolvedConfig } from '../../../shared/config.ts';
 import { createApiClient } from '../api-client.ts';
+import { exitCodes } from '../failure.ts';
 import { addConfigOptions } from '../load-config.ts';
 import { type Platform, startPlatform } from '../platform.ts';
 import { createProgress, type Progress } from '../progress.ts';
@@ -19,8 +21,8 @@ export const addUp: AddCommand = (program, session) => {
 async function up(session: Session, command: Command, deployDir: string | undefined): Promise<void> {
   const progress = createProgress(session.stderr);
   const resolved = await session.config(command);
-  const platform = await startPlatform(resolved, progress);
   const stopped = untilSignal();
+  const platform = await started(resolved, progress, stopped);
   try {
     if (deployDir !== undefined) await deployFirst(session, command, platform, progress, deployDir);
     announce(session, command, platform, deployDir !== undefined);
@@ -28,6 +30,24 @@ async function up(session: Session, command: Command, deployDir: string | undefi
     progress.note(`${signal}: finishing what is in work`);
   } finally {
     for (const failure of await platform.close()) progress.note(`! could not be ended: ${failure}`);
+  }
+}
+
+/** A signal during the start gives it up, and this process ends. */
+async function started(
+  resolved: ResolvedConfig,
+  progress: Progress,
+  stopped: Promise<NodeJS.Signals>,
+): Promise<Platform> {
+  const giveUp = new AbortController();
+  void stopped.then((signal) => giveUp.abort(signal));
+  try {
+    return await startPlatform(resolved, progress, giveUp.signal);
+  } catch (error) {
+    if (!giveUp.signal.aborted) throw error;
+    progress.note(`${giveUp.signal.reason}: the start was given up`);
+    // What the start still waits for would keep this process alive.
+    process.exit(exitCodes.failed);
   }
 }
 
