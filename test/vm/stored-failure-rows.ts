@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, before, it } from 'node:test';
+import { after, before, describe, it } from 'node:test';
 import type { Sandbox } from 'e2b';
 import { pathsOf } from '../../pool/host/paths.ts';
 import { eventually, type ThawProcess } from './thaw-process.ts';
@@ -23,6 +23,10 @@ const herd = 12;
 const endsWithinMs = 1_000;
 
 export function storedFailureRows(world: StoredWorld): void {
+  describe('rows of the failure matrix of snapshots in a store', () => rows(world));
+}
+
+function rows(world: StoredWorld): void {
   let node: ThawProcess;
   /** As the store has them; nobody has restored them yet. */
   const cold: { snapshotId: string; segments: string[] }[] = [];
@@ -130,6 +134,30 @@ export function storedFailureRows(world: StoredWorld): void {
     assert.equal(next.status, 201, await next.clone().text());
     const left = [other.sandboxId, await idOf(next), ...herdIds];
     await Promise.all(left.map((sandboxId) => node.call(`/sandboxes/${sandboxId}`, { method: 'DELETE' })));
+    await eventually('every VM has ended', async () => (await node.vmmPids()).length === 0);
+  });
+
+  it('row 27: a fork of which one VM dies while it is made gives the others, and says which and why', async (t) => {
+    const sandbox = await world.create(node, 'base');
+    const known = await node.vmmPids();
+    const forking = post(`/sandboxes/${sandbox.sandboxId}/fork`, { count: 3, timeout: 600 });
+    const pid = await eventually('a fork is being made', async () =>
+      (await node.vmmPids()).find((each) => !known.includes(each)),
+    );
+    process.kill(pid, 'SIGKILL');
+    const answer = await forking;
+    assert.equal(answer.status, 201);
+    type Row = { sandbox?: { sandboxID: string }; error?: { code: number; message: string } };
+    const forks = (await answer.json()) as Row[];
+    assert.equal(forks.length, 3);
+    const errors = forks.flatMap(({ error }) => (error ? [error] : []));
+    t.diagnostic(`errors: ${JSON.stringify(errors)}`);
+    for (const error of errors) assert.ok(error.code >= 500 && error.message !== '');
+    const made = forks.flatMap((fork) => (fork.sandbox ? [fork.sandbox.sandboxID] : []));
+    const gone = (await Promise.all(made.map(isGone))).filter(Boolean).length;
+    assert.ok(errors.length + gone <= 1, 'one died, and no other with it');
+    assert.equal((await sandbox.commands.run('echo on')).stdout.trim(), 'on');
+    for (const id of [...made, sandbox.sandboxId]) await node.call(`/sandboxes/${id}`, { method: 'DELETE' });
     await eventually('every VM has ended', async () => (await node.vmmPids()).length === 0);
   });
 }
