@@ -145,6 +145,14 @@ sys.stdin.readline()`;
     lease.release();
   });
 
+  it('is had after all when the manifest moved before an expectation was met', async () => {
+    const record = await recordOf(1);
+    paged.expect({ ...record, manifestPath: join(dir, 'moved', 'manifest') });
+    const lease = await paged.lease(record);
+    await check(lease.path);
+    lease.release();
+  });
+
   it('is recorded for its first clone, and then kept whole', async () => {
     const record = await recordOf(1);
     const lease = await paged.lease(record);

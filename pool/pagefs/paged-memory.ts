@@ -82,7 +82,7 @@ export class PagedMemory implements PagedSnapshots {
   }
 
   async lease(record: SnapshotRecord): Promise<PagedLease> {
-    const file = this.#fileOf(imageOf(record));
+    const file = await this.#settledFileOf(imageOf(record));
     file.leases++;
     // What could not be had once may be there now.
     file.failure = undefined;
@@ -98,7 +98,7 @@ export class PagedMemory implements PagedSnapshots {
   }
 
   async keep(record: SnapshotRecord): Promise<string> {
-    return await this.#keep(this.#fileOf(imageOf(record)));
+    return await this.#keep(await this.#settledFileOf(imageOf(record)));
   }
 
   async #keep(file: PagedFile): Promise<string> {
@@ -144,6 +144,13 @@ export class PagedMemory implements PagedSnapshots {
     // Refused while the kernel has not closed the files of VMs that have just ended.
     await client?.stop().catch(() => client.close());
     await this.#options.endPager();
+  }
+
+  /** What was expected may have failed because its manifest has moved since, where the snapshot now is. */
+  async #settledFileOf(image: PagedImage): Promise<PagedFile> {
+    const known = this.#files.get(image.snapshotId);
+    if (known && known.image.manifestPath !== image.manifestPath) await known.path.catch(() => {});
+    return this.#fileOf(image);
   }
 
   #fileOf(image: PagedImage): PagedFile {

@@ -202,6 +202,15 @@ describe('a node’s snapshots in the store', () => {
     await assert.rejects(library.record(snapshotId), { code: 'template-not-found' });
   });
 
+  it('removed while they come do not stay', async () => {
+    const { library } = await published();
+    const [coming] = await Promise.allSettled([library.record(snapshotId), library.remove(snapshotId)]);
+    assert.equal(coming.status, 'fulfilled');
+    assert.deepEqual(await readdir(library.paths.snapshotsDir), []);
+    await assert.rejects(library.record(snapshotId), { code: 'template-not-found' });
+    await until('no pin is left', async () => (await pins()).length === 0);
+  });
+
   it('removed while they are published do not come back', async () => {
     const maker = await node();
     let removing: Promise<void> | undefined;

@@ -198,9 +198,11 @@ export class StoredSnapshots {
   /** @returns false when the store had none. Its segments go with a collection. */
   async remove(snapshotId: string): Promise<boolean> {
     await this.#queue.remove(snapshotId);
-    await this.unpin(snapshotId);
     const there = await this.#catalogue.has(snapshotId);
     if (there) await this.#catalogue.remove(snapshotId);
+    // Whoever found its manifest before is done with it: nothing of it comes after its removal.
+    await this.#arriving.get(snapshotId)?.catch(() => {});
+    await this.unpin(snapshotId);
     return there;
   }
 

@@ -96,7 +96,7 @@ describe('snapshots in a store', { skip }, () => {
     first = await start();
   });
   after(async () => {
-    await second?.end();
+    for (const thaw of [first, second]) await thaw?.end();
     await redis?.stop();
     await proxy?.close();
     await s3?.stop();
