@@ -22,7 +22,6 @@ if (named.length > 0) {
   await tests('unit tests', files, availableParallelism());
   // Limits of time: measured with the machine to themselves.
   await tests('tests that run alone', filesOf(unit, '.alone.test.ts'), 1);
-  leaveOut('clients of several versions: npm run test:compat, which installs each of them');
   leaveOut(
     'test/**/*.suite.ts: on demand, npm test -- FILE; their limits of time do not yet hold on a busy host',
   );

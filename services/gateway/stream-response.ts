@@ -1,8 +1,27 @@
-// Owns moving a guest's body to the client: backpressure both ways, nothing kept.
+// Owns moving bodies between a client and a guest: backpressure both ways, nothing kept.
 // Invariant: the client never mistakes a broken body for a whole one: a failure after the headers cuts the connection.
-import type { ServerResponse } from 'node:http';
-import type { Readable } from 'node:stream';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { PassThrough, type Readable } from 'node:stream';
 import { ThawError } from '../../shared/errors.ts';
+import { discardBody, hasBody } from './raw-problem.ts';
+
+/**
+ * The client's body on its way to the guest, null when there is none. A guest may answer before it has read all: what is
+ * left then is dropped, or the client's connection would never serve its next request.
+ */
+export function bodyToGuest(request: IncomingMessage, response: ServerResponse): Readable | null {
+  if (!hasBody(request)) return null;
+  // Not the request itself: who carries it on ends it when the guest is done, and the connection with it.
+  const body = new PassThrough();
+  body.on('error', () => {});
+  request.once('error', (error) => body.destroy(error)).pipe(body);
+  response.once('finish', () => {
+    request.unpipe(body);
+    body.destroy();
+    discardBody(request);
+  });
+  return body;
+}
 
 /** Gives the guest's status and headers to the client. @throws ThawError `guest-unreachable` when they are not valid HTTP. */
 export function beginResponse(

@@ -1,11 +1,11 @@
-// Owns trying scenarios with clients against a server, and the page that shows what came of it.
-// Refuses to own the scenarios (javascript/, python/) and having the clients (install-client.ts).
-// Invariant: what was not tried, or broke off, is a failure with its reason; nothing is left out of a table.
+// Owns trying scenarios with clients against a server.
+// Refuses to own the scenarios (javascript/, python/), having the clients (install-client.ts) and showing what came of it
+// (page.ts). Invariant: what was not tried, or broke off, is a failure with its reason; nothing is left out.
 import { spawn } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type Client, installClient, labelOf } from './install-client.ts';
-import { type Scenario, scenarios } from './scenarios.ts';
+import { type Client, installClient } from './install-client.ts';
+import type { Scenario } from './scenarios.ts';
 
 export interface Outcome {
   scenario: string;
@@ -21,6 +21,8 @@ export interface Column {
 export interface Server {
   apiUrl: string;
   apiKey: string;
+  /** Where it is reached by host name over TLS. */
+  names?: { domain: string; authorityPath: string; proxyUrl: string };
 }
 
 export async function pinnedClients(): Promise<Client[]> {
@@ -29,12 +31,16 @@ export async function pinnedClients(): Promise<Client[]> {
   return (['npm', 'pypi'] as const).flatMap((kind) => pinned[kind].map((version) => ({ kind, version })));
 }
 
+/** All of its scenarios. */
+const clientTimeoutMs = 300_000;
+const resolver = ['--import', join(import.meta.dirname, '../edge/names-resolve-here.ts')];
+
 /** Tries the scenarios with one client, one after the other. */
 export async function tryClient(client: Client, server: Server, tried: readonly Scenario[]): Promise<Column> {
   const dir = await installClient(client);
   const program =
     client.kind === 'npm'
-      ? [process.execPath, join(import.meta.dirname, 'javascript/run.ts')]
+      ? [process.execPath, ...resolver, join(import.meta.dirname, 'javascript/run.ts')]
       : ['python3', join(import.meta.dirname, 'python/run.py')];
   const names = tried.map((scenario) => scenario.name);
   const { lines, said } = await linesOf([...program, dir, ...names], server);
@@ -64,12 +70,15 @@ function outcomeOf(line: string): Outcome | undefined {
 async function linesOf(argv: string[], server: Server): Promise<{ lines: string[]; said: string }> {
   const child = spawn(argv[0]!, argv.slice(1), {
     stdio: ['ignore', 'pipe', 'pipe'],
+    timeout: clientTimeoutMs,
+    killSignal: 'SIGKILL',
     env: {
       ...process.env,
       E2B_API_URL: server.apiUrl,
       E2B_SANDBOX_URL: server.apiUrl,
       E2B_API_KEY: server.apiKey,
       PYTHONDONTWRITEBYTECODE: '1',
+      ...namesFor(server),
     },
   });
   let stdout = '';
@@ -84,45 +93,13 @@ async function linesOf(argv: string[], server: Server): Promise<{ lines: string[
   return { lines: stdout.split('\n'), said };
 }
 
-const marks = { passed: '✓', failed: '✗', skipped: '–' };
-
-/** One row for each scenario, one column for each client, and the reasons below. */
-export function renderTable(columns: Column[], tried: readonly Scenario[]): string {
-  const cells = (of: (column: Column) => string) => columns.map(of).join(' | ');
-  const outcome = (column: Column, { name }: Scenario) =>
-    column.outcomes.find((candidate) => candidate.scenario === name)!;
-  const rows = tried.map(
-    (scenario) => `| ${scenario.feature} | ${cells((column) => marks[outcome(column, scenario).status])} |`,
-  );
-  return [
-    `| | ${cells(({ client }) => labelOf(client))} |`,
-    `|---|${columns.map(() => '---').join('|')}|`,
-    ...rows,
-    '',
-    ...reasonsOf(columns),
-  ].join('\n');
+function namesFor({ names }: Server): Record<string, string> {
+  if (names === undefined) return {};
+  return {
+    THAW_TEST_HOST_NAMES: names.domain,
+    THAW_TEST_DOMAIN: names.domain.split(':')[0]!,
+    THAW_TEST_PROXY: names.proxyUrl,
+    NODE_EXTRA_CA_CERTS: names.authorityPath,
+    SSL_CERT_FILE: names.authorityPath,
+  };
 }
-
-/** The same reason of several clients is said once. */
-function reasonsOf(columns: Column[]): string[] {
-  const byReason = new Map<string, string[]>();
-  for (const { client, outcomes } of columns)
-    for (const { scenario, status, reason } of outcomes) {
-      if (status === 'passed') continue;
-      const text = `${marks[status]} ${scenario}: ${reason}`;
-      byReason.set(text, [...(byReason.get(text) ?? []), labelOf(client)]);
-    }
-  return [...byReason].map(([text, clients]) =>
-    clients.length === columns.length ? `- ${text}` : `- ${text} (${clients.join(', ')})`,
-  );
-}
-
-export const renderPage = (columns: Column[]): string => `# Compatibility
-
-Made by \`node test/compat/write-page.ts\` against a running Thaw with real VMs; the tests hold it to what they see.
-
-Unmodified \`e2b\` clients from npm and PyPI, with \`E2B_API_URL\` and \`E2B_SANDBOX_URL\` set to Thaw's address. ✓ passed, ✗ failed, – not
-tried, for the reason below.
-
-${renderTable(columns, scenarios)}
-`;

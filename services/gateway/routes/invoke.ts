@@ -12,9 +12,9 @@ import { inwardHeaders, outwardHeaders, rewriteUpgradeHeaders } from '../forward
 import { type GatewayContext, requireRoom } from '../gateway-context.ts';
 import { observeInvocation, observeStages } from '../invocation-metrics.ts';
 import type { FunctionVersion, GuestResponse } from '../node-client.ts';
-import { discardBody, hasBody, refuseUpgrade, sendProblem } from '../raw-problem.ts';
+import { discardBody, refuseUpgrade, sendProblem } from '../raw-problem.ts';
 import { requestIdOf } from '../request-identity.ts';
-import { beginResponse, streamResponse } from '../stream-response.ts';
+import { beginResponse, bodyToGuest, streamResponse } from '../stream-response.ts';
 
 export const invokePrefix = '/fn/';
 
@@ -85,7 +85,7 @@ async function handle(
       method: request.method!,
       path: target.path,
       headers: inwardHeaders(request, { requestId, trustForwarded, dropCredentials }),
-      body: hasBody(request) ? request : null,
+      body: bodyToGuest(request, response),
       signal: abort.signal,
       timeoutMs: version.manifest.timeoutMs,
     };

@@ -16,10 +16,10 @@ import {
 } from '../forwarded-headers.ts';
 import { type GatewayContext, requireRoom } from '../gateway-context.ts';
 import { maskedHost } from '../network-config.ts';
-import { discardBody, hasBody, refuseUpgrade, sendJson } from '../raw-problem.ts';
+import { discardBody, refuseUpgrade, sendJson } from '../raw-problem.ts';
 import { requestIdOf } from '../request-identity.ts';
 import type { SandboxRecord } from '../state/state-store.ts';
-import { beginResponse, streamResponse } from '../stream-response.ts';
+import { beginResponse, bodyToGuest, streamResponse } from '../stream-response.ts';
 
 export interface SandboxTarget {
   sandboxId: string;
@@ -144,7 +144,7 @@ export async function proxyToSandbox(
       method: request.method!,
       path: request.url!,
       headers: inwardHeaders(request, forward),
-      body: hasBody(request) ? request : null,
+      body: bodyToGuest(request, response),
       signal: abort.signal,
       timeoutMs: context.config.sandboxResponseTimeoutMs,
     });

@@ -10,5 +10,9 @@ def play(stage) -> None:
     gone = "i" + "0" * 20
     raises(e2b.NotFoundException, lambda: e2b.Sandbox.connect(gone))
     equal(e2b.Sandbox.kill(gone), False)
+    sandbox.files.make_dir("directory")
+    large = bytes(8 * 1024 * 1024)
+    raises(e2b.SandboxException, lambda: sandbox.files.write("directory", large))
+    raises(e2b.NotFoundException, lambda: sandbox.files.read("absent"))
     sandbox.kill()
     raises(e2b.SandboxException, lambda: sandbox.commands.run("true"))
