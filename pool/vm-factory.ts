@@ -13,7 +13,7 @@ import { ControlClient } from './guest/control-client.ts';
 import { handshake } from './guest/handshake.ts';
 import { prime } from './guest/runner-client.ts';
 import { capturedFilesIn, type Paths, snapshotFilesIn } from './host/paths.ts';
-import type { Address, GuestImage, Hypervisor, Machine } from './hypervisor/hypervisor.ts';
+import type { Address, Compatibility, GuestImage, Hypervisor, Machine } from './hypervisor/hypervisor.ts';
 import { type CaptureRequest, captureVm } from './snapshot/capture.ts';
 import { type CloneFiles, completeCloneFiles, takeCloneFiles } from './snapshot/clone-files.ts';
 import { SnapshotLibrary } from './snapshot/library.ts';
@@ -55,12 +55,17 @@ export class LocalVmFactory implements VmFactory {
   async load(snapshotId: string): Promise<SnapshotRecord> {
     const record = await this.library.record(snapshotId);
     if (this.#compatible.has(snapshotId)) return record;
-    const ours = await this.#options.hypervisor.compatibility(this.#options.image);
+    const ours = await this.compatibility();
     const difference = differences(record.compatibility, ours);
     if (difference)
       throw new ThawError('incompatible', `${snapshotId} was made by something else: ${difference}`);
     this.#compatible.add(snapshotId);
     return record;
+  }
+
+  /** What a snapshot must be of to be restored here. */
+  compatibility(): Promise<Compatibility> {
+    return this.#options.hypervisor.compatibility(this.#options.image);
   }
 
   forget(snapshotId: string): void {

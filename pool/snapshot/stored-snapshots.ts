@@ -7,6 +7,7 @@ import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { metrics } from '../../shared/metrics.ts';
 import type { Paths } from '../host/paths.ts';
+import type { Compatibility } from '../hypervisor/hypervisor.ts';
 import type { BlobStore } from '../store/blob-store.ts';
 import { bringSnapshot } from './arrival.ts';
 import { Catalogue } from './catalogue.ts';
@@ -21,7 +22,7 @@ import type { PagedSnapshots } from './paged-lease.ts';
 import { type Pin, Pins } from './pins.ts';
 import { Publisher } from './publish.ts';
 import { PublishQueue } from './publish-queue.ts';
-import type { SnapshotRecord } from './record.ts';
+import { differences, type SnapshotRecord } from './record.ts';
 import { getIfThere } from './signed-json.ts';
 import type { ClusterKey } from './signed-object.ts';
 import { workingSetKey } from './store-keys.ts';
@@ -42,6 +43,8 @@ export interface StoredSnapshotsOptions {
   paths: Paths;
   log: Log;
   blankDiskPath: string;
+  /** Of this node: what does not fit is not fetched. Absent: whoever restores it finds out. */
+  compatibility?(): Promise<Compatibility>;
   /** Absent: the memory of a snapshot is fetched before it is restored. */
   paged?: PagedSnapshots | undefined;
   /** What clones of a snapshot of this node touch first; absent where nothing can record it. */
@@ -148,6 +151,7 @@ export class StoredSnapshots {
     if (here) return here;
     const manifest = await this.#catalogue.find(snapshotId);
     if (!manifest) return undefined;
+    await this.#refuseIncompatible(manifest);
     const { memoryMb } = manifest;
     if (paged) void this.#pin(manifest);
     else metrics.fallbacks.inc({ kind: 'memory-fetched-first' });
@@ -162,6 +166,14 @@ export class StoredSnapshots {
     this.#queue.markStored(snapshotId);
     log.info({ snapshotId, form: record.form }, 'a snapshot came from the store');
     return record;
+  }
+
+  /** Before anything of it is fetched. */
+  async #refuseIncompatible({ snapshotId, compatibility }: Manifest): Promise<void> {
+    const ours = await this.#options.compatibility?.();
+    const difference = ours && differences(compatibility, ours);
+    if (difference)
+      throw new ThawError('incompatible', `${snapshotId} was made by something else: ${difference}`);
   }
 
   /** By name: the newest that has it. */

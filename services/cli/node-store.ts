@@ -74,6 +74,7 @@ export async function joinStore(options: JoinOptions): Promise<NodeStore | undef
     log,
     blankDiskPath: image.blankDiskPath,
     paged,
+    compatibility: () => factory.compatibility(),
     ...(paged && {
       rehearse: (record, signal) =>
         paged.recordPlain(record.snapshotId, snapshotFilesIn(record.dir).pagesPath, (path) =>

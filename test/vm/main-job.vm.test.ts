@@ -317,8 +317,10 @@ describe('the main job in real VMs', () => {
     const starting = startThaw(otherDir);
     starting.catch(() => {});
     const [vmm] = await eventually('the template boots', async () => {
+      // Not the trial of KVM, which may come before.
+      const snapshots = await readdir(join(otherDir, 'snapshots')).catch(() => []);
       const pids = await vmmPidsOf(otherDir);
-      return pids.length > 0 && pids;
+      return snapshots.length > 0 && pids.length > 0 && pids;
     });
     const { pid } = JSON.parse(await readFile(join(otherDir, 'lock'), 'utf8')) as { pid: number };
     process.kill(pid, 'SIGTERM');
