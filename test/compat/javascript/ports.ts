@@ -5,7 +5,7 @@ import type { Stage } from './scenario.ts';
 import { eventually } from './scenario.ts';
 
 export default async ({ sandbox, url }: Stage): Promise<void> => {
-  const port = 20_000 + Math.floor(Math.random() * 20_000);
+  const port = 20_000 + Math.floor(Math.random() * 10_000);
   const host = sandbox.getHost(port);
   assert.match(host, new RegExp(`^${port}-${sandbox.sandboxId}\\.`));
   await sandbox.files.write('index.html', 'served');

@@ -37,7 +37,7 @@ def use_by_name(e2b, domain: str, proxy: str) -> None:
     sandbox = e2b.Sandbox.create("base", domain=domain, proxy=proxy, network=network)
     try:
         equal(sandbox.commands.run("printf named").stdout, "named")
-        port = random.randrange(20_000, 40_000)
+        port = random.randrange(20_000, 30_000)
         equal(sandbox.get_host(port), f"{port}-{sandbox.sandbox_id}.{domain}")
         sandbox.files.write("index.html", "served")
         sandbox.commands.run(f"python3 -m http.server {port}", background=True, timeout=0)

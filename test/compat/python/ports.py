@@ -8,7 +8,7 @@ from scenario import equal, eventually
 
 def play(stage) -> None:
     sandbox = stage.sandbox
-    port = random.randrange(20_000, 40_000)
+    port = random.randrange(20_000, 30_000)
     host = sandbox.get_host(port)
     equal(host.startswith(f"{port}-{sandbox.sandbox_id}."), True)
     sandbox.files.write("index.html", "served")
