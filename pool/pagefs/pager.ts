@@ -326,7 +326,7 @@ async function fetchGuess(
 ): Promise<void> {
   const page = Math.floor(offsetBytes / pageBytes);
   const run = { page, pageCount: pagesIn(offsetBytes + sizeBytes) - page };
-  await source.fetchAhead(planAhead(frames, framesInOrder(image.extents, [run])));
+  await source.keepAhead(planAhead(frames, framesInOrder(image.extents, [run])));
 }
 
 async function openPlain(path: string): Promise<PlainPageSource> {

@@ -175,6 +175,9 @@ describe('snapshots in a store', { skip }, () => {
     const answer = await second.call('/fn/far/');
     assert.equal(await answer.text(), 'far');
     assert.equal(answer.status, 200);
+    // Every node that starts from now on would keep a VM of it warm.
+    const removed = await second.call('/v1/functions/far', { method: 'DELETE' });
+    assert.equal(removed.status, 204);
   });
 
   it('when all has come, the next clone maps a plain file', async () => {
