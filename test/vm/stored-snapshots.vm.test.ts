@@ -1,11 +1,12 @@
 // What a store is for: everything that one node saved is had again on another one, of which nothing is left but the
 // store; in real VMs, from a real S3 server that is some way off and now and then does not answer.
 import assert from 'node:assert/strict';
-import { readFile } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { Sandbox } from 'e2b';
+import { NamespaceSlots } from '../../pool/host/network-slots.ts';
 import { pathsOf } from '../../pool/host/paths.ts';
 import { reclaim } from '../../pool/host/reclaim.ts';
 import { canMountFuse } from '../../pool/pagefs/fuse-mount.ts';
@@ -104,6 +105,7 @@ describe('snapshots in a store', { skip }, () => {
       // What the node that was killed left: nobody starts there again.
       await endOldPager(pathsOf(dir));
       await reclaim({ paths: pathsOf(dir), log: silentLog });
+      await removeNetworks(pathsOf(dir).networkDir);
       await removeDir(dir);
     }
   });
@@ -231,6 +233,15 @@ describe('snapshots in a store', { skip }, () => {
     storeDir: () => join(s3.objectsDir, 'thaw'),
   });
 });
+
+/** A start on the same directory would do it. */
+async function removeNetworks(recordsDir: string): Promise<void> {
+  const records = await readdir(recordsDir).catch(() => []);
+  if (records.length === 0) return;
+  const slots = new NamespaceSlots({ recordsDir, log: silentLog, kind: 'user', ready: 0, restMs: 0 });
+  slots.giveBack(await slots.take());
+  await slots.close();
+}
 
 async function freePort(): Promise<number> {
   const server = createServer();
