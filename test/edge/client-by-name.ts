@@ -7,7 +7,8 @@ import { WebSocket } from 'ws';
 import { eventually } from '../../services/gateway/eventually.ts';
 
 const startTimeoutMs = 60_000;
-const port = 20_000 + Math.floor(Math.random() * 20_000);
+/** Where the sandbox is a process of the host its ports are the host's: below those that connections get. */
+const port = 20_000 + Math.floor(Math.random() * 10_000);
 
 const bundled = await build({
   entryPoints: [join(import.meta.dirname, 'guest-server.ts')],
