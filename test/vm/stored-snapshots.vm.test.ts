@@ -2,7 +2,6 @@
 // store; in real VMs, from a real S3 server that is some way off and now and then does not answer.
 import assert from 'node:assert/strict';
 import { readdir, readFile } from 'node:fs/promises';
-import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { Sandbox } from 'e2b';
@@ -20,6 +19,7 @@ import {
 import { endOldPager } from '../../services/cli/node-store.ts';
 import { type RedisForTests, startRedis } from '../../services/gateway/state/redis-for-tests.ts';
 import { silentLog } from '../../shared/log.ts';
+import { freePort } from '../edge/run-client.ts';
 import { packTar } from './pack-tar.ts';
 import { storedFailureRows } from './stored-failure-rows.ts';
 import { eventually, newDataDir, removeDir, startThaw, type ThawProcess } from './thaw-process.ts';
@@ -241,12 +241,4 @@ async function removeNetworks(recordsDir: string): Promise<void> {
   const slots = new NamespaceSlots({ recordsDir, log: silentLog, kind: 'user', ready: 0, restMs: 0 });
   slots.giveBack(await slots.take());
   await slots.close();
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const { port } = server.address() as { port: number };
-  await new Promise((resolve) => server.close(resolve));
-  return port;
 }
