@@ -72,7 +72,8 @@ export class RedisFunctionStore implements FunctionStore {
 
   async buildLeaseMs(name: string): Promise<number> {
     const leftMs = await this.#link.run((redis) => redis.pttl(redisKeys.buildLease(name)));
-    return Math.max(0, leftMs);
+    // Redis says 0 within the last millisecond of a lease that is still held, and a negative number when there is none.
+    return leftMs < 0 ? 0 : Math.max(1, leftMs);
   }
 
   async finishVersion(record: VersionRecord, leaseToken: string): Promise<void> {
