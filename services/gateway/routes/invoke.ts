@@ -62,6 +62,16 @@ function find(context: GatewayContext, target: Target): FunctionVersion {
   throw new ThawError('function-not-found', `no ready version of ${label} is deployed`);
 }
 
+/** What is asked for, by one who may have it, while there is room. @throws ThawError with what the caller did wrong. */
+function admit(context: GatewayContext, request: IncomingMessage) {
+  requireRoom(context);
+  const target = targetOf(request.url!);
+  const version = find(context, target);
+  const dropCredentials =
+    version.manifest.auth === 'key' ? requireApiKey(request.headers, context.state.keys) : undefined;
+  return { target, version, dropCredentials };
+}
+
 async function handle(
   context: GatewayContext,
   request: IncomingMessage,
@@ -75,11 +85,7 @@ async function handle(
   });
   let dispatched = false;
   try {
-    requireRoom(context);
-    const target = targetOf(request.url!);
-    const version = find(context, target);
-    const dropCredentials =
-      version.manifest.auth === 'key' ? requireApiKey(request.headers, context.state.keys) : undefined;
+    const { target, version, dropCredentials } = admit(context, request);
     const { trustForwarded } = context.config;
     const guestRequest = {
       method: request.method!,
@@ -166,11 +172,7 @@ async function upgrade(
 ): Promise<void> {
   const requestId = requestIdOf(request.headers);
   try {
-    requireRoom(context);
-    const target = targetOf(request.url!);
-    const version = find(context, target);
-    const dropCredentials =
-      version.manifest.auth === 'key' ? requireApiKey(request.headers, context.state.keys) : undefined;
+    const { target, version, dropCredentials } = admit(context, request);
     const { trustForwarded } = context.config;
     rewriteUpgradeHeaders(request, { requestId, trustForwarded, dropCredentials });
     await context.node.upgrade(version, request, target.path, socket, head).catch((error) => {
