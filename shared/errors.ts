@@ -42,6 +42,7 @@ export const errorKinds = {
     'The process that served the memory pages of the VM ended, and the VM with it.',
   ),
   'guest-unreachable': kind(502, true, 'The guest did not accept the connection.'),
+  'guest-hung-up': kind(502, true, 'The guest ended a connection that it had served before it answered.'),
   'no-capacity': kind(503, true, 'No VM could be had before the deadline: memory or VM limit reached.'),
   'guest-unhealthy': kind(
     503,

@@ -3,21 +3,17 @@
 import { randomBytes } from 'node:crypto';
 import { Agent, type Dispatcher } from 'undici';
 import { secretHeader } from '../../shared/agent-protocol.ts';
-import { encodeFrame, endFlag, FrameDecoder } from '../../shared/connect-frames.ts';
+import {
+  type CommandEvent,
+  commandEvents,
+  startHeaders,
+  startMessage,
+  startPath,
+} from '../../shared/command-stream.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Address } from '../hypervisor/hypervisor.ts';
 
-const maxFrameBytes = 1024 * 1024;
 const timeoutMs = 60_000;
-
-interface ProcessEvent {
-  event?: {
-    start?: { pid: number };
-    data?: { stdout?: string; stderr?: string };
-    end?: { exitCode?: number; status: string };
-  };
-  error?: { message: string };
-}
 
 export class GuestShell implements AsyncDisposable {
   readonly #origin: string;
@@ -47,19 +43,19 @@ export class GuestShell implements AsyncDisposable {
   async run(script: string, onOutput: () => void = () => {}): Promise<string> {
     let output = '';
     let complaint = '';
-    for await (const { event } of this.#events(script)) {
-      if (event?.data) onOutput();
-      output += Buffer.from(event?.data?.stdout ?? '', 'base64').toString();
-      complaint += Buffer.from(event?.data?.stderr ?? '', 'base64').toString();
-      if (event?.end && (event.end.exitCode ?? 0) !== 0)
-        throw new ThawError('guest-unreachable', `${script}: ${event.end.status}: ${complaint}`);
+    for await (const { stdout, stderr, end } of this.#events(script)) {
+      if (stdout || stderr) onOutput();
+      output += stdout ?? '';
+      complaint += stderr ?? '';
+      if (end && end.exitCode !== 0)
+        throw new ThawError('guest-unreachable', `${script}: ${end.status}: ${complaint}`);
     }
     return output.replace(/\n$/, '');
   }
 
   /** Starts a command that runs on by itself. @returns its pid in the guest. */
   async start(script: string): Promise<number> {
-    for await (const { event } of this.#events(script)) if (event?.start) return event.start.pid;
+    for await (const { pid } of this.#events(script)) if (pid !== undefined) return pid;
     throw new ThawError('guest-unreachable', `${script}: ended before it began`);
   }
 
@@ -67,19 +63,13 @@ export class GuestShell implements AsyncDisposable {
     return this.#dispatcher.destroy();
   }
 
-  async *#events(script: string): AsyncGenerator<ProcessEvent> {
-    const message = { process: { cmd: '/bin/bash', args: ['-c', script] }, stdin: false };
-    const response = await this.#post('/process.Process/Start', encodeFrame(message), {
-      'content-type': 'application/connect+json',
-      'x-access-token': this.accessToken,
-    });
-    const decoder = new FrameDecoder(maxFrameBytes);
-    for await (const chunk of response.body)
-      for (const { flag, message } of decoder.push(chunk as Buffer)) {
-        const event = message as ProcessEvent;
-        if (event.error) throw new ThawError('guest-unreachable', event.error.message);
-        if (flag !== endFlag) yield event;
-      }
+  async *#events(script: string): AsyncGenerator<CommandEvent> {
+    const message = startMessage({ cmd: '/bin/bash', args: ['-c', script] });
+    const response = await this.#post(startPath, message, startHeaders(this.accessToken));
+    for await (const event of commandEvents(response.body)) {
+      if (event.error) throw new ThawError('guest-unreachable', event.error.message);
+      yield event;
+    }
   }
 
   #post(

@@ -4,7 +4,13 @@
 import { once } from 'node:events';
 import type { Writable } from 'node:stream';
 import { agentPort } from '../../shared/agent-protocol.ts';
-import { encodeFrame, endFlag, type Frame, FrameDecoder } from '../../shared/connect-frames.ts';
+import {
+  type CommandEvent,
+  commandEvents,
+  startHeaders,
+  startMessage,
+  startPath,
+} from '../../shared/command-stream.ts';
 import type { ApiClient } from './api-client.ts';
 import { ApiError } from './failure.ts';
 
@@ -16,15 +22,6 @@ export interface ExecRequest {
   env: Record<string, string>;
 }
 
-interface StartEvent {
-  event?: {
-    data?: { stdout?: string; stderr?: string };
-    end?: { exitCode?: number; exited?: boolean; status?: string };
-  };
-}
-
-/** Output comes in chunks far below this. */
-const maxFrameBytes = 8 * 1024 * 1024;
 /** Headers come with the first event, as soon as the command has started. */
 const headersTimeoutMs = 60_000;
 
@@ -39,45 +36,35 @@ export async function execInSandbox(
     `/sandboxes/${encodeURIComponent(sandboxId)}`,
   );
   const [cmd, ...args] = command;
-  const response = await client.open('/process.Process/Start', {
+  const response = await client.open(startPath, {
     method: 'POST',
     headers: {
-      'content-type': 'application/connect+json',
-      'connect-protocol-version': '1',
+      ...startHeaders(envdAccessToken ?? '', user),
       'e2b-sandbox-id': sandboxId,
       'e2b-sandbox-port': String(agentPort),
-      ...(envdAccessToken ? { 'x-access-token': envdAccessToken } : {}),
-      ...(user ? { authorization: `Basic ${Buffer.from(`${user}:`).toString('base64')}` } : {}),
     },
-    body: encodeFrame({ process: { cmd, args, envs: env, ...(cwd ? { cwd } : {}) }, stdin: false }),
+    body: startMessage({ cmd: cmd!, args, cwd, env }),
     headersTimeoutMs,
   });
-  const decoder = new FrameDecoder(maxFrameBytes);
   let exitCode: number | undefined;
-  for await (const chunk of response.body as AsyncIterable<Buffer>)
-    for (const frame of decoder.push(chunk)) exitCode = (await handle(frame, streams)) ?? exitCode;
+  for await (const event of commandEvents(response.body))
+    exitCode = (await handle(event, streams)) ?? exitCode;
   if (exitCode === undefined)
     throw new ApiError(502, 'guest-unreachable', 'the sandbox ended before the command did', undefined);
   return exitCode;
 }
 
 async function handle(
-  frame: Frame,
+  event: CommandEvent,
   streams: { stdout: Writable; stderr: Writable },
 ): Promise<number | undefined> {
-  if ((frame.flag & endFlag) !== 0) {
-    const { error } = frame.message as { error?: { code: string; message: string } };
-    if (error) throw new ApiError(400, error.code, error.message, undefined);
-    return undefined;
-  }
-  const { event } = frame.message as StartEvent;
+  const { error, end } = event;
+  if (error) throw new ApiError(400, error.code, error.message, undefined);
   for (const name of ['stdout', 'stderr'] as const) {
-    const text = event?.data?.[name];
-    if (text && !streams[name].write(Buffer.from(text, 'base64'))) await once(streams[name], 'drain');
+    const bytes = event[name];
+    if (bytes && !streams[name].write(bytes)) await once(streams[name], 'drain');
   }
-  if (event?.end === undefined) return undefined;
-  const { exitCode = 0, exited } = event.end;
-  if (exited !== false) return exitCode;
-  streams.stderr.write(`thaw: the command was ended: ${event.end.status}\n`);
+  if (end === undefined || end.exited) return end?.exitCode;
+  streams.stderr.write(`thaw: the command was ended: ${end.status}\n`);
   return 128;
 }

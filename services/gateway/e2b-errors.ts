@@ -1,6 +1,6 @@
 // Owns the failure bodies of the E2B routes: { code, message }, where code repeats the HTTP status.
 // Invariant: clients branch on the body's code, so it and the status never differ.
-import { ThawError } from '../../shared/errors.ts';
+import { type ErrorCode, ThawError } from '../../shared/errors.ts';
 import { asThawError, platformErrorHeader, retryAfterSecondsOf } from '../../shared/problem.ts';
 
 export interface E2bFailure {
@@ -37,9 +37,13 @@ export function dataPlaneFailureOf(
   const code = cause instanceof ThawError ? cause.code : 'internal';
   if (code === 'forbidden') return { ...failure, body: { sandboxId, ...failure.body } };
   const gone = code === 'sandbox-not-found' || code === 'vm-died';
-  if (!gone && code !== 'guest-unreachable') return failure;
-  const body = gone
-    ? { sandboxId, message: 'The sandbox was not found', code: 502 }
-    : { sandboxId, message: 'The sandbox is running but port is not open', port, code: 502 };
+  const message = gone ? 'The sandbox was not found' : reachFailures[code];
+  if (message === undefined) return failure;
+  const body = { sandboxId, message, ...(gone ? {} : { port }), code: 502 };
   return { status: 502, headers: { ...failure.headers, 'should-retry': 'false' }, body };
 }
+
+const reachFailures: Partial<Record<ErrorCode, string>> = {
+  'guest-unreachable': 'The sandbox is running but port is not open',
+  'guest-hung-up': 'The sandbox ended the connection before it answered',
+};

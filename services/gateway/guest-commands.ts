@@ -3,7 +3,13 @@
 // Invariant: a command is over when its promise settles, unless it was begun with `begin`; an abort ends the wait, not the guest.
 import { Readable } from 'node:stream';
 import { agentPort } from '../../shared/agent-protocol.ts';
-import { encodeFrame, FrameDecoder } from '../../shared/connect-frames.ts';
+import {
+  type CommandEnd,
+  commandEvents,
+  startHeaders,
+  startMessage,
+  startPath,
+} from '../../shared/command-stream.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { GuestResponse, NodeClient } from './node-client.ts';
 
@@ -16,25 +22,8 @@ export interface GuestCommand {
   onOutput?(stream: 'stdout' | 'stderr', chunk: Buffer): void;
 }
 
-export interface CommandEnd {
-  /** 0 when it went well; -1 when a signal ended it. */
-  exitCode: number;
-  /** In the agent's words: "exit status 2", "signal: killed". */
-  status: string;
-}
-
-interface ProcessEvent {
-  event?: {
-    start?: { pid: number };
-    data?: { stdout?: string; stderr?: string };
-    end?: { exitCode?: number; status: string };
-  };
-  error?: { message: string };
-}
-
 const answerTimeoutMs = 60_000;
 const uploadTimeoutMs = 600_000;
-const maxFrameBytes = 1024 * 1024;
 const maxAnswerBytes = 256 * 1024;
 
 export class GuestCommands {
@@ -86,32 +75,25 @@ export class GuestCommands {
 
   async #start(command: GuestCommand, signal: AbortSignal): Promise<GuestResponse> {
     const { script, user, cwd, env } = command;
-    const args = ['-l', '-c', script];
-    const process = { cmd: '/bin/bash', args, ...(cwd ? { cwd } : {}), ...(env ? { envs: env } : {}) };
-    const headers = {
-      'content-type': 'application/connect+json',
-      authorization: `Basic ${Buffer.from(`${user}:`).toString('base64')}`,
-    };
-    const body = Readable.from([encodeFrame({ process, stdin: false })]);
-    return await this.#ask('POST', '/process.Process/Start', headers, body, answerTimeoutMs, signal);
+    const message = startMessage({ cmd: '/bin/bash', args: ['-l', '-c', script], cwd, env });
+    const headers = startHeaders(this.#accessToken, user);
+    const body = Readable.from([message]);
+    return await this.#ask('POST', startPath, headers, body, answerTimeoutMs, signal);
   }
 
   async #follow(answer: GuestResponse, { onOutput }: GuestCommand): Promise<CommandEnd> {
-    const decoder = new FrameDecoder(maxFrameBytes);
     let end: CommandEnd | undefined;
     if (answer.status !== 200)
       throw new ThawError(
         'guest-unreachable',
         `the agent answered ${answer.status}: ${await textOf(answer)}`,
       );
-    for await (const chunk of answer.body)
-      for (const { message } of decoder.push(chunk as Buffer)) {
-        const { event, error } = message as ProcessEvent;
-        if (error) throw new ThawError('bad-request', error.message);
-        for (const stream of ['stdout', 'stderr'] as const)
-          if (event?.data?.[stream]) onOutput?.(stream, Buffer.from(event.data[stream], 'base64'));
-        if (event?.end) end = { exitCode: event.end.exitCode ?? 0, status: event.end.status };
-      }
+    for await (const event of commandEvents(answer.body)) {
+      if (event.error) throw new ThawError('bad-request', event.error.message);
+      for (const stream of ['stdout', 'stderr'] as const)
+        if (event[stream]) onOutput?.(stream, event[stream]);
+      end = event.end ?? end;
+    }
     if (end === undefined) throw new ThawError('vm-died', 'the sandbox ended while a command ran in it');
     return end;
   }

@@ -6,10 +6,11 @@ import { randomUUID } from 'node:crypto';
 import { createReadStream } from 'node:fs';
 import { posix } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import type { CommandEnd } from '../../shared/command-stream.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { newSandboxId, newSecret } from '../../shared/ids.ts';
 import type { BuildLog } from './build-log.ts';
-import { type CommandEnd, GuestCommands } from './guest-commands.ts';
+import { GuestCommands } from './guest-commands.ts';
 import type { NodeClient, SandboxSize } from './node-client.ts';
 import { type BuildPlan, type BuildStep, expanded } from './template-plan.ts';
 

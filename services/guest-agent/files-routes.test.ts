@@ -1,6 +1,6 @@
 // Tests file transfer on a real agent process: ranges, codings, signatures, refusals, memory.
 import assert from 'node:assert/strict';
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { mkdir, readdir, readFile, symlink, writeFile } from 'node:fs/promises';
@@ -113,6 +113,27 @@ describe('GET /files', () => {
     assert.deepEqual([empty.headers.get('content-length'), await empty.text()], ['0', '']);
     const proc = await agent.fetch('/files?path=/proc/self/status');
     assert.match(await proc.text(), /VmRSS/);
+  });
+
+  it('sends a file that is written anew all the time as it is at some moment, and keeps the connection', async () => {
+    const path = join(home, 'counter');
+    // Emptied first, written a moment later: what any shell does.
+    const loop = 'while :; do echo 0123456789 > "$1"; done';
+    const writer = spawn('sh', ['-c', loop, 'sh', path], { stdio: 'ignore' });
+    try {
+      await agent.eventually('the first write', () => existsSync(path));
+      const seen = new Set<string>();
+      for (let count = 0; count < 1_000; count++) {
+        const headers = count % 2 === 0 ? {} : { range: 'bytes=0-99' };
+        const response = await agent.fetch('/files?path=counter', { headers });
+        const text = await response.text();
+        assert.ok([200, 206].includes(response.status), `${response.status} ${text}`);
+        seen.add(text);
+      }
+      assert.deepEqual([...seen].sort(), ['', '0123456789\n']);
+    } finally {
+      writer.kill('SIGKILL');
+    }
   });
 
   it('refuses what is no file', async () => {

@@ -69,7 +69,8 @@ export async function downloadFile(
     if (!facts.isFile()) return sendFileError(response, 400, `path '${path}' is not a regular file`);
     const file = await open(path);
     try {
-      await sendFile(file, facts, path, request, response);
+      // Of what was opened: another file may have the name by now.
+      await sendFile(file, await file.stat(), path, request, response);
     } finally {
       await file.close();
     }
@@ -95,34 +96,57 @@ async function sendFile(
   // Files of /proc say they are empty and are not: only reading tells.
   if (facts.size === 0) return await sendUnsized(file, response);
   const tag = entityTag(facts, coding);
-  response.setHeader('last-modified', facts.mtime.toUTCString());
-  response.setHeader('etag', tag);
+  const validators = { 'last-modified': facts.mtime.toUTCString(), etag: tag };
   const status = preconditionStatus(request, tag, facts.mtimeMs);
-  if (status === 304) return void response.writeHead(304).end();
+  if (status === 304) return void response.writeHead(304, validators).end();
   if (status === 412) return sendFileError(response, 412, 'the file is not what the condition names');
-  if (coding === 'gzip' && request.headers.range === undefined) return await sendGzip(file, response);
-  await sendRange(file, facts.size, rangeFor(request, tag, facts), response);
+  if (coding === 'gzip' && request.headers.range === undefined)
+    return await sendGzip(file, validators, response);
+  await sendRange(file, facts.size, rangeFor(request, tag, facts), validators, response);
 }
+
+/** Sent with the headers, so that these can still say what the file is by then. */
+const headBytes = 64 * 1024;
 
 async function sendRange(
   file: FileHandle,
   sizeBytes: number,
   range: ReturnType<typeof rangeFor>,
+  validators: Record<string, string>,
   response: ServerResponse,
 ): Promise<void> {
-  response.setHeader('accept-ranges', 'bytes');
   if (range === 'unsatisfiable') {
     response.setHeader('content-range', `bytes */${sizeBytes}`);
     return sendFileError(response, 416, 'the range is outside the file');
   }
   const [first, last] = range ?? [0, sizeBytes - 1];
-  if (range !== undefined) response.setHeader('content-range', `bytes ${first}-${last}/${sizeBytes}`);
-  response.setHeader('content-length', last - first + 1);
-  response.statusCode = range === undefined ? 200 : 206;
-  const bytes = readFrom(file, first, last);
+  const wantedBytes = last - first + 1;
+  const head = await readHead(file, first, Math.min(headBytes, wantedBytes));
+  // Somebody writes it anew: it is sent as it is now, which has no length yet.
+  if (head === undefined) return await sendUnsized(file, response);
+  response.writeHead(range === undefined ? 200 : 206, {
+    ...validators,
+    'accept-ranges': 'bytes',
+    'content-length': wantedBytes,
+    ...(range === undefined ? {} : { 'content-range': `bytes ${first}-${last}/${sizeBytes}` }),
+  });
+  if (head.length === wantedBytes) return void response.end(head);
+  response.write(head);
+  const rest = readFrom(file, first + head.length, last);
   // A file that shrank meanwhile must not end as if it were whole.
-  bytes.once('end', () => bytes.bytesRead <= last - first && response.destroy());
-  await pipeline(bytes, response);
+  rest.once('end', () => head.length + rest.bytesRead < wantedBytes && response.destroy());
+  await pipeline(rest, response);
+}
+
+/** @returns undefined when the file ends before. */
+async function readHead(file: FileHandle, start: number, sizeBytes: number): Promise<Buffer | undefined> {
+  const head = Buffer.allocUnsafe(sizeBytes);
+  for (let at = 0; at < sizeBytes; ) {
+    const { bytesRead } = await file.read(head, at, sizeBytes - at, start + at);
+    if (bytesRead === 0) return undefined;
+    at += bytesRead;
+  }
+  return head;
 }
 
 const readFrom = (file: FileHandle, start: number, end?: number): ReadStream =>
@@ -130,12 +154,16 @@ const readFrom = (file: FileHandle, start: number, end?: number): ReadStream =>
 
 async function sendUnsized(file: FileHandle, response: ServerResponse): Promise<void> {
   const head = await file.read({ buffer: Buffer.alloc(1), position: 0 });
-  if (head.bytesRead === 0) response.setHeader('content-length', 0);
+  if (head.bytesRead === 0) return void response.writeHead(200, { 'content-length': 0 }).end();
   await pipeline(readFrom(file, 0), response);
 }
 
-async function sendGzip(file: FileHandle, response: ServerResponse): Promise<void> {
+async function sendGzip(
+  file: FileHandle,
+  validators: Record<string, string>,
+  response: ServerResponse,
+): Promise<void> {
   const { createGzip } = await import('node:zlib');
-  response.setHeader('content-encoding', 'gzip');
+  response.writeHead(200, { ...validators, 'content-encoding': 'gzip' });
   await pipeline(readFrom(file, 0), createGzip({ level: 1 }), response);
 }

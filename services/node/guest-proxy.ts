@@ -1,11 +1,12 @@
 // Owns carrying one HTTP exchange to an address inside a VM: streamed both ways, ended by whoever ends first.
-// Refuses to own leases and retries (invocations.ts, node-sandboxes.ts).
+// Refuses to own how leases end, and retries (invocations.ts, node-sandboxes.ts).
 // Invariant: what it throws says whether the guest may have seen the request; nothing is buffered.
 import type { IncomingMessage } from 'node:http';
 import { connect } from 'node:net';
 import type { Duplex, Readable } from 'node:stream';
 import { connect as connectTls } from 'node:tls';
 import { type Dispatcher, errors } from 'undici';
+import type { Lease } from '../../pool/lease.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { GuestRequest } from '../gateway/node-client.ts';
 
@@ -26,7 +27,7 @@ export class NotDispatchedError extends ThawError {
 
 /**
  * @param vmSignal aborts with the reason when the VM is lost.
- * @throws NotDispatchedError | ThawError `deadline-exceeded` | `guest-unreachable`, or the reason of a signal.
+ * @throws NotDispatchedError | ThawError `deadline-exceeded` | `guest-unreachable` | `guest-hung-up`, or a signal's reason.
  */
 export async function exchange(
   dispatcher: Dispatcher,
@@ -85,10 +86,31 @@ function failureOf(error: unknown): Error {
     return new ThawError('bad-request', `the request cannot be passed on: ${error.message}`, {
       cause: error,
     });
-  return new ThawError('guest-unreachable', `the guest ended the connection: ${(error as Error).message}`, {
-    cause: error,
-  });
+  // A user network accepts for a port that is closed, and hangs up: only what has answered before was open.
+  const served = error instanceof errors.SocketError && (error.socket?.bytesRead ?? 0) > 0;
+  return new ThawError(
+    served ? 'guest-hung-up' : 'guest-unreachable',
+    `the guest ended the connection: ${(error as Error).message}`,
+    { cause: error },
+  );
 }
+
+/** How soon after a broken connection its VM's end must show to be blamed for it. */
+const blameMs = 100;
+
+/** A broken connection is the first sign of a VM that ended; its exit follows. */
+export async function blamed(error: unknown, lease: Lease): Promise<unknown> {
+  if (!(error instanceof ThawError) || !broken.has(error.code)) return error;
+  let timer: NodeJS.Timeout | undefined;
+  const expiry = new Promise<undefined>((resolve) => {
+    timer = setTimeout(() => resolve(undefined), blameMs);
+  });
+  const reason = lease.vmEnded ?? (await Promise.race([lease.vm.ended, expiry]));
+  clearTimeout(timer);
+  return reason === undefined ? error : new ThawError('vm-died', `the VM ended: ${reason}`, { cause: error });
+}
+
+const broken = new Set<string>(['guest-unreachable', 'guest-hung-up']);
 
 /** Hands an upgrade to the guest and joins the two connections. Resolves when both have ended. @throws NotDispatchedError. */
 export async function joinUpgrade(

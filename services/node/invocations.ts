@@ -7,10 +7,7 @@ import type { Lease } from '../../pool/lease.ts';
 import type { Pool } from '../../pool/pool.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { FunctionVersion, GuestRequest, GuestResponse } from '../gateway/node-client.ts';
-import { exchange, joinUpgrade, NotDispatchedError } from './guest-proxy.ts';
-
-/** How soon after a broken connection its VM's end must show to be blamed for it. */
-const blameMs = 100;
+import { blamed, exchange, joinUpgrade, NotDispatchedError } from './guest-proxy.ts';
 
 export class Invocations {
   readonly #pool: Pool;
@@ -103,16 +100,4 @@ export class Invocations {
       throw new ThawError('function-not-found', `${version.name}@${version.version} is not served here`);
     }
   }
-}
-
-/** A broken connection is the first sign of a VM that ended; its exit follows. */
-async function blamed(error: unknown, lease: Lease): Promise<unknown> {
-  if (!(error instanceof ThawError) || error.code !== 'guest-unreachable') return error;
-  let timer: NodeJS.Timeout | undefined;
-  const expiry = new Promise<undefined>((resolve) => {
-    timer = setTimeout(() => resolve(undefined), blameMs);
-  });
-  const reason = lease.vmEnded ?? (await Promise.race([lease.vm.ended, expiry]));
-  clearTimeout(timer);
-  return reason === undefined ? error : new ThawError('vm-died', `the VM ended: ${reason}`, { cause: error });
 }

@@ -12,7 +12,7 @@ import type { EgressRules } from '../../shared/egress.ts';
 import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import type { GuestRequest, GuestResponse, SandboxRequest } from '../gateway/node-client.ts';
-import { exchange, joinUpgrade } from './guest-proxy.ts';
+import { blamed, exchange, joinUpgrade } from './guest-proxy.ts';
 
 /** How long a create waits for a VM. Under emulation a burst of creates restores one after the other. */
 const acquireTimeoutMs = 60_000;
@@ -142,12 +142,12 @@ export class NodeSandboxes {
     const { host, port } = await addressOf(sandbox, guestPort);
     const { connections, lease, tlsPorts } = sandbox;
     const scheme = tlsPorts.has(guestPort) ? 'https' : 'http';
-    const answer = await exchange(
-      connections,
-      `${scheme}://${host}:${port}`,
-      request,
-      request.timeoutMs,
-      lease.signal,
+    const origin = `${scheme}://${host}:${port}`;
+    const answer = await exchange(connections, origin, request, request.timeoutMs, lease.signal).catch(
+      async (error: unknown) => {
+        // A port that is closed is asked again and again until it opens: nobody waits for a VM's end there.
+        throw isHungUp(error) ? await blamed(error, lease) : error;
+      },
     );
     const stages = { queueMs: 0, leaseMs: 0, execMs: answer.execMs };
     return { status: answer.status, headers: answer.headers, body: answer.body, tier: lease.tier, stages };
@@ -188,6 +188,8 @@ export class NodeSandboxes {
     return sandbox;
   }
 }
+
+const isHungUp = (error: unknown): boolean => error instanceof ThawError && error.code === 'guest-hung-up';
 
 /** @throws ThawError `hypervisor-failed` for a VM without a filter: rules must not be believed that nobody keeps. */
 export async function keepEgress(vm: Vm, rules: EgressRules): Promise<void> {

@@ -75,11 +75,19 @@ function addExec(sandbox: Command, session: Session): void {
     .action(async (sandboxId: string, argv: string[], options, command) =>
       session.withClient(command, async (client, output) => {
         const { cwd, user, env } = options;
-        const exitCode = await execInSandbox(client, { sandboxId, command: argv, cwd, user, env }, session);
+        const words = withoutSeparator(argv);
+        const exitCode = await execInSandbox(client, { sandboxId, command: words, cwd, user, env }, session);
         if (exitCode !== 0) throw new ExitCode(exitCode);
         void output;
       }),
     );
+}
+
+/** Everything after the id is passed through, the separator too. */
+function withoutSeparator(argv: string[]): string[] {
+  const words = argv[0] === '--' ? argv.slice(1) : argv;
+  if (words.length === 0) throw new UsageError('exec ID -- CMD ARGS: the command is missing');
+  return words;
 }
 
 function addList(sandbox: Command, session: Session): void {

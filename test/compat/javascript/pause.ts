@@ -15,6 +15,8 @@ export default async ({ e2b, sandbox }: Stage): Promise<void> => {
   const resumed = await e2b.Sandbox.connect(id);
   assert.equal(resumed.sandboxId, id);
   assert.equal(await resumed.files.read('kept'), 'yes');
-  const before = await resumed.files.read('counter');
-  await eventually('the counter to go on', async () => (await resumed.files.read('counter')) !== before);
+  // It is empty between its shell's opening and writing it.
+  const counts = async () => Number(await resumed.files.read('counter'));
+  const before = await counts();
+  await eventually('the counter to go on', async () => (await counts()) > before);
 };
