@@ -26,6 +26,7 @@ import { differences, type SnapshotRecord } from './record.ts';
 import { getIfThere } from './signed-json.ts';
 import type { ClusterKey } from './signed-object.ts';
 import { workingSetKey } from './store-keys.ts';
+import { checkSegments } from './upload.ts';
 import { type Verification, verifySnapshot } from './verify.ts';
 import {
   decodeWorkingSet,
@@ -127,6 +128,10 @@ export class StoredSnapshots {
     return this.#queue.stateOf(snapshotId);
   }
 
+  get publishing(): string | undefined {
+    return this.#queue.current;
+  }
+
   get backlog(): PublishQueue['backlog'] {
     return this.#queue.backlog;
   }
@@ -174,6 +179,21 @@ export class StoredSnapshots {
     const difference = ours && differences(compatibility, ours);
     if (difference)
       throw new ThawError('incompatible', `${snapshotId} was made by something else: ${difference}`);
+  }
+
+  /** Every byte of this very snapshot, as far as a store tells without reading it: what this node has of it may go. @throws store errors. */
+  async hasAllOf({ snapshotId, nonce }: Pick<SnapshotRecord, 'snapshotId' | 'nonce'>): Promise<boolean> {
+    if (this.#queue.stateOf(snapshotId) !== 'stored') return false;
+    try {
+      const manifest = await this.#catalogue.find(snapshotId);
+      // Two nodes that booted one template have different memory under one id.
+      if (manifest?.nonce !== nonce) return false;
+      await checkSegments(this.#options.store, manifest.segments, {});
+      return true;
+    } catch (error) {
+      if (error instanceof ThawError && error.code === 'snapshot-damaged') return false;
+      throw error;
+    }
   }
 
   /** By name: the newest that has it. */

@@ -88,6 +88,7 @@ export class NodeSnapshots {
     const word = wordOf(idOrName);
     const { library, stored } = this.#options;
     const snapshotId = snapshotIdPattern.test(word) ? word : (await this.#lookUp(word)).snapshotId;
+    using _checked = library.use.hold(snapshotId);
     const local = await verifyLocal(library.paths.snapshotDir(snapshotId));
     const remote = stored && (await storedCopyOf(stored, snapshotId));
     const copies = [local && localCopyOf(local), remote].filter((copy) => copy !== undefined);
@@ -140,7 +141,7 @@ export class NodeSnapshots {
     const state = stored?.stateOf(snapshotId);
     return {
       ...{ snapshotId, names, kind, memoryMb, vcpus, compatibility, createdAt, children },
-      clones: library.clonesOf(snapshotId),
+      clones: library.use.clonesOf(snapshotId),
       sandboxId: record.source ?? null,
       parent: record.parent ?? null,
       sizeBytes: memoryMb * 1024 * 1024,
