@@ -5,6 +5,7 @@
 import { randomBytes } from 'node:crypto';
 import { link, readdir, rename, rm } from 'node:fs/promises';
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { withDeadline } from '../../shared/deadline.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { snapshotIdPattern, snapshotNamePattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
@@ -23,12 +24,16 @@ import { SnapshotUse } from './snapshot-use.ts';
 
 /** A snapshot that is started from once may never be again; one that is started from twice will be. */
 const materialiseAtRestore = 2;
+/** As long as callers of the API wait for an answer. */
+const defaultArrivalWaitMs = 60_000;
 /** Two milliseconds' worth. */
 const recordsPerTurn = 100;
 
 export interface SnapshotLibraryOptions {
   paths: Paths;
   log: Log;
+  /** How long who asks waits for one that comes from the store. */
+  arrivalWaitMs?: number;
 }
 
 /** Where snapshots of other nodes come from, and this node's go to. */
@@ -53,6 +58,7 @@ export class SnapshotLibrary {
   readonly paths: Paths;
   readonly log: Log;
   readonly use: SnapshotUse;
+  readonly #arrivalWaitMs: number;
   readonly #records = new Map<string, SnapshotRecord>();
   readonly #restores = new Map<string, number>();
   /** Names and VMs whose capture is under way. */
@@ -68,6 +74,7 @@ export class SnapshotLibrary {
   constructor(options: SnapshotLibraryOptions) {
     this.paths = options.paths;
     this.log = options.log;
+    this.#arrivalWaitMs = options.arrivalWaitMs ?? defaultArrivalWaitMs;
     this.use = new SnapshotUse((snapshotId) => this.paths.snapshotDir(snapshotId));
   }
 
@@ -83,14 +90,24 @@ export class SnapshotLibrary {
     return this.#paged;
   }
 
-  /** It comes from the store when it is not here. @throws ThawError `template-not-found`, and what an arrival fails with. */
+  /**
+   * It comes from the store when it is not here.
+   * @throws ThawError `template-not-found`, `deadline-exceeded` for one that takes long and comes all the same, and what an
+   * arrival fails with.
+   */
   async record(snapshotId: string): Promise<SnapshotRecord> {
     const here = await this.here(snapshotId);
     if (here) return here;
-    const brought = await this.#exchange?.bring(snapshotId);
+    const brought = await this.#bring(snapshotId);
     if (!brought) throw new ThawError('template-not-found', `no snapshot ${snapshotId}`);
     this.#records.set(snapshotId, brought);
     return brought;
+  }
+
+  async #bring(snapshotId: string): Promise<SnapshotRecord | undefined> {
+    if (!this.#exchange) return undefined;
+    const bringing = this.#exchange.bring(snapshotId);
+    return await withDeadline(`bringing ${snapshotId}`, this.#arrivalWaitMs, bringing);
   }
 
   /** @returns undefined when it is not on this node. */

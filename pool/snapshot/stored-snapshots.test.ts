@@ -153,6 +153,24 @@ describe('a node’s snapshots in the store', () => {
     assert.equal(stored.stateOf(testId(2)), 'stored');
   });
 
+  it('row 6: that take long are a typed error for who waits, come all the same, and are there for who asks again', async () => {
+    await published();
+    const held = Promise.withResolvers<void>();
+    const { library, stored } = nodes[1]!;
+    const patient = new SnapshotLibrary({ paths: library.paths, log, arrivalWaitMs: 50 });
+    patient.connect(stored, undefined);
+    around = async (request, call) => {
+      if (request.what.includes('segments/')) await held.promise;
+      return await call(request.options);
+    };
+    for (let attempt = 0; attempt < 2; attempt++)
+      await assert.rejects(patient.record(snapshotId), { code: 'deadline-exceeded', retryable: true });
+    held.resolve();
+    await until('it has come', async () => (await patient.here(snapshotId)) !== undefined);
+    assert.equal((await patient.record(snapshotId)).snapshotId, snapshotId);
+    assert.equal(requests.filter((request) => request.includes('manifests/')).length, 1, 'it came once');
+  });
+
   it('pin what they need while their memory is not here, renew that, and let go of it', async () => {
     const { library, stored } = await published({ pinMs: 300 });
     stored.start();
