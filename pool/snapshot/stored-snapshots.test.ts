@@ -144,7 +144,7 @@ describe('a node’s snapshots in the store', () => {
     const { library, stored } = await published();
     around = failing;
     await assert.rejects(library.record(snapshotId), { code: 'store-unavailable' });
-    await assert.rejects(stored.idOf('a-name'), { code: 'store-unavailable' });
+    await assert.rejects(stored.find('a-name'), { code: 'store-unavailable' });
     await save(nodes[1]!, testId(2));
     assert.equal((await library.record(testId(2))).form, 'whole');
     await until('it waits for the store', async () => stored.backlog.failing);
@@ -247,7 +247,7 @@ describe('a node’s snapshots in the store', () => {
     assert.equal(maker.stored.stateOf(snapshotId), 'unknown');
   });
 
-  it('are found by name, the newest first', async () => {
+  it('are found by id and by name, the newest first', async () => {
     const maker = await node();
     for (const [index, id] of [testId(1), testId(2)].entries())
       await save(maker, id, {
@@ -256,8 +256,9 @@ describe('a node’s snapshots in the store', () => {
       });
     await maker.stored.settled();
     const other = await node();
-    assert.equal(await other.stored.idOf('work'), testId(2));
-    assert.equal(await other.stored.idOf('unknown'), undefined);
+    assert.equal((await other.stored.find('work'))?.snapshotId, testId(2));
+    assert.equal((await other.stored.find(testId(1)))?.snapshotId, testId(1));
+    for (const unknown of ['unknown', testId(3)]) assert.equal(await other.stored.find(unknown), undefined);
     assert.deepEqual(
       (await other.stored.list()).map((summary) => summary.snapshotId),
       [testId(2), testId(1)],

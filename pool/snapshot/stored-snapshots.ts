@@ -4,6 +4,7 @@
 // Invariant: nothing on a request's path waits for the store, but for the snapshot that is not here yet.
 import { randomBytes } from 'node:crypto';
 import { ThawError } from '../../shared/errors.ts';
+import { snapshotIdPattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import { metrics } from '../../shared/metrics.ts';
 import type { Paths } from '../host/paths.ts';
@@ -196,9 +197,9 @@ export class StoredSnapshots {
     }
   }
 
-  /** By name: the newest that has it. */
-  async idOf(name: string): Promise<string | undefined> {
-    return (await this.list()).find(({ names }) => names.includes(name))?.snapshotId;
+  /** By id or name; of several of one name the newest. @returns undefined when the store has none. @throws store errors. */
+  async find(idOrName: string): Promise<SnapshotSummary | undefined> {
+    return (await this.list()).find((summary) => isCalled(summary, idOrName));
   }
 
   /** Newest first. */
@@ -341,6 +342,12 @@ export class StoredSnapshots {
     }
   }
 }
+
+/** What has the form of an id is no name. */
+export const isCalled = (
+  { snapshotId, names }: { snapshotId: string; names: readonly string[] },
+  idOrName: string,
+): boolean => (snapshotIdPattern.test(idOrName) ? snapshotId === idOrName : names.includes(idOrName));
 
 const stretchesOf = (runs: Recording) =>
   runs
