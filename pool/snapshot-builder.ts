@@ -136,7 +136,8 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
     const { manifest } = request;
     const shape = { memoryMb: manifest.memoryMb, vcpus: manifest.vcpus };
     const templateId = await this.ensureTemplate(shape);
-    // Its page file is copied, its disk merged: all of it must be here.
+    // Its page file is copied, its disk merged: all of it must be here, and stay.
+    using _held = this.#options.library?.use.hold(templateId);
     await this.#options.library?.materialise(templateId);
     const template = await readRecord(this.#options.paths.snapshotDir(templateId));
     if (!template) throw new ThawError('template-not-found', `the template ${templateId} vanished`);

@@ -93,6 +93,7 @@ export class LocalVmFactory implements VmFactory {
   ): Promise<Vm> {
     const startMs = performance.now();
     const { paths, hypervisor, image } = this.#options;
+    using _restored = this.library.use.hold(snapshotId);
     await using undo = new Cleanup();
     const vmId = newVmId();
     const runDir = paths.vmDir(vmId);

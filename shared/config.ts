@@ -103,6 +103,13 @@ export const configSchema = Type.Object(
     minFreeDiskMb: integer('Free disk space without which Thaw does not start, MiB.', 0, 16_777_216, {
       default: 2_048,
     }),
+    evictAbovePercent: integer(
+      'How full the disk of the data directory may get, percent. Above it local copies of snapshots that are in the store, and caches, are removed, least recently used first. 100: never.',
+      1,
+      100,
+      { default: 85 },
+    ),
+    evictToPercent: integer('How full it may be when that ends, percent.', 0, 99, { default: 80 }),
     drainTimeoutMs: integer('How long a shutdown waits for requests in work, milliseconds.', 0, 3_600_000, {
       default: 30_000,
     }),
@@ -224,7 +231,16 @@ export function resolveConfig(input: ConfigInput): ResolvedConfig {
   }
   const config = values as Config;
   refuseHalfOfAPair(config);
+  refuseCrossedMarks(config);
   return { config, sources };
+}
+
+function refuseCrossedMarks({ evictAbovePercent: above, evictToPercent: to }: Config): void {
+  if (to >= above)
+    throw new ThawError(
+      'bad-config',
+      `THAW_EVICT_TO_PERCENT (${to}) must be below THAW_EVICT_ABOVE_PERCENT (${above})`,
+    );
 }
 
 function refuseHalfOfAPair({ tlsCert, tlsKey }: Config): void {

@@ -65,6 +65,17 @@ export const metrics = {
   storeBytes: counter('thaw_store_bytes_total', 'Bytes moved to and from the blob store.', ['op']),
   verifyFailures: counter('thaw_verify_failures_total', 'Frames or manifests that failed verification.', []),
   fallbacks: counter('thaw_fallbacks_total', 'Times a slower path was taken.', ['kind']),
+  evictions: counter(
+    'thaw_evictions_total',
+    'Things removed from a disk that had filled up, to be had again elsewhere.',
+    ['kind'],
+  ),
+  evictedBytes: counter('thaw_evicted_bytes_total', 'Bytes that evictions gave back.', ['kind']),
+  dataDiskUsed: gauge(
+    'thaw_data_disk_used_ratio',
+    'Part of the file system of the data directory that is in use.',
+    [],
+  ),
   leaksReclaimed: counter(
     'thaw_leaks_reclaimed_total',
     'Resources of an earlier run that were cleaned up at start.',

@@ -1,25 +1,39 @@
 // Owns the snapshots of one node: which there are, what they are called, who uses them, and their removal.
 // Refuses to own how they come to be (capture.ts, snapshot-builder.ts) and the store (stored-snapshots.ts).
 // Invariant: removal takes nothing from anybody. Clones and children hold links of their own to every file they need, so
-// a snapshot is removed at once, whoever uses it; nobody has to be asked and nothing has to be counted.
+// a snapshot is removed at once, whoever uses it; only an eviction, which is there to give room back, asks who does.
+import { randomBytes } from 'node:crypto';
 import { link, readdir, rename, rm } from 'node:fs/promises';
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { withDeadline } from '../../shared/deadline.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { snapshotIdPattern, snapshotNamePattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import { type Paths, snapshotFilesIn } from '../host/paths.ts';
 import { materialise } from './materialise.ts';
 import type { PagedSnapshots } from './paged-lease.ts';
-import { ownBytes, readRecord, readRecordNow, type SnapshotRecord, writeRecord } from './record.ts';
+import {
+  ownBytes,
+  readRecord,
+  readRecordNow,
+  type SnapshotRecord,
+  unsharedBytes,
+  writeRecord,
+} from './record.ts';
+import { SnapshotUse } from './snapshot-use.ts';
 
 /** A snapshot that is started from once may never be again; one that is started from twice will be. */
 const materialiseAtRestore = 2;
+/** As long as callers of the API wait for an answer. */
+const defaultArrivalWaitMs = 60_000;
 /** Two milliseconds' worth. */
 const recordsPerTurn = 100;
 
 export interface SnapshotLibraryOptions {
   paths: Paths;
   log: Log;
+  /** How long who asks waits for one that comes from the store. */
+  arrivalWaitMs?: number;
 }
 
 /** Where snapshots of other nodes come from, and this node's go to. */
@@ -43,20 +57,25 @@ export interface SnapshotFacts {
 export class SnapshotLibrary {
   readonly paths: Paths;
   readonly log: Log;
+  readonly use: SnapshotUse;
+  readonly #arrivalWaitMs: number;
   readonly #records = new Map<string, SnapshotRecord>();
-  readonly #clones = new Map<string, number>();
   readonly #restores = new Map<string, number>();
   /** Names and VMs whose capture is under way. */
   readonly #claims = new Set<string>();
   readonly #materialising = new Map<string, Promise<void>>();
   #exchange: SnapshotExchange | undefined;
   #paged: PagedSnapshots | undefined;
+  /** What was read before one is not known after it. */
+  #removals = 0;
   /** One at a time: each reads and writes a whole memory. */
   #background: Promise<void> = Promise.resolve();
 
   constructor(options: SnapshotLibraryOptions) {
     this.paths = options.paths;
     this.log = options.log;
+    this.#arrivalWaitMs = options.arrivalWaitMs ?? defaultArrivalWaitMs;
+    this.use = new SnapshotUse((snapshotId) => this.paths.snapshotDir(snapshotId));
   }
 
   /** From now on snapshots come and go; called once, before the library is used. */
@@ -71,20 +90,33 @@ export class SnapshotLibrary {
     return this.#paged;
   }
 
-  /** It comes from the store when it is not here. @throws ThawError `template-not-found`, and what an arrival fails with. */
+  /**
+   * It comes from the store when it is not here.
+   * @throws ThawError `template-not-found`, `deadline-exceeded` for one that takes long and comes all the same, and what an
+   * arrival fails with.
+   */
   async record(snapshotId: string): Promise<SnapshotRecord> {
-    const record = (await this.here(snapshotId)) ?? (await this.#exchange?.bring(snapshotId));
-    if (!record) throw new ThawError('template-not-found', `no snapshot ${snapshotId}`);
-    this.#records.set(snapshotId, record);
-    return record;
+    const here = await this.here(snapshotId);
+    if (here) return here;
+    const brought = await this.#bring(snapshotId);
+    if (!brought) throw new ThawError('template-not-found', `no snapshot ${snapshotId}`);
+    this.#records.set(snapshotId, brought);
+    return brought;
+  }
+
+  async #bring(snapshotId: string): Promise<SnapshotRecord | undefined> {
+    if (!this.#exchange) return undefined;
+    const bringing = this.#exchange.bring(snapshotId);
+    return await withDeadline(`bringing ${snapshotId}`, this.#arrivalWaitMs, bringing);
   }
 
   /** @returns undefined when it is not on this node. */
   async here(snapshotId: string): Promise<SnapshotRecord | undefined> {
     const known = this.#records.get(snapshotId);
     if (known) return known;
+    const before = this.#removals;
     const record = await readRecord(this.paths.snapshotDir(snapshotId));
-    if (record) this.#records.set(snapshotId, record);
+    if (record && before === this.#removals) this.#records.set(snapshotId, record);
     return record;
   }
 
@@ -116,7 +148,7 @@ export class SnapshotLibrary {
     const children = (await this.list()).filter(({ parent }) => parent === snapshotId);
     return {
       record,
-      clones: this.#clones.get(snapshotId) ?? 0,
+      clones: this.use.clonesOf(snapshotId),
       children: children.map((child) => child.snapshotId),
     };
   }
@@ -135,14 +167,31 @@ export class SnapshotLibrary {
       throw new ThawError('template-not-found', `no snapshot ${snapshotId}`);
     }
     await this.#materialising.get(snapshotId)?.catch(() => {});
-    this.forget(snapshotId);
+    await this.#removeHere(snapshotId);
+  }
+
+  /**
+   * The local copy goes; whoever asks for the snapshot gets it from where else it is. Up to the caller to know that it is.
+   * @returns bytes that this gives back, undefined when somebody uses it. @throws ThawError `template-not-found`.
+   */
+  async evict(snapshotId: string): Promise<number | undefined> {
+    const bytes = await unsharedBytes(this.paths.snapshotDir(snapshotId));
+    if (this.use.isUsed(snapshotId) || this.#materialising.has(snapshotId)) return undefined;
+    await this.#removeHere(snapshotId);
+    return bytes;
+  }
+
+  /** In one step: who comes after finds all of it or nothing. The next start would finish an interrupted removal. */
+  async #removeHere(snapshotId: string): Promise<void> {
     const dir = this.paths.snapshotDir(snapshotId);
-    // In one step: who comes after finds all of it or nothing. The next start would finish an interrupted removal.
-    const gone = `${dir}.gone.partial`;
+    const gone = `${dir}.${randomBytes(4).toString('hex')}.gone.partial`;
     await rename(dir, gone).catch((error: NodeJS.ErrnoException) => {
       if (error.code === 'ENOENT') throw new ThawError('template-not-found', `no snapshot ${snapshotId}`);
       throw error;
     });
+    this.#removals++;
+    this.forget(snapshotId);
+    this.use.forget(snapshotId);
     await rm(gone, { recursive: true, force: true });
   }
 
@@ -162,25 +211,12 @@ export class SnapshotLibrary {
     this.#exchange?.added(record);
   }
 
-  /** VMs that were restored from it and run. */
-  clonesOf(snapshotId: string): number {
-    return this.#clones.get(snapshotId) ?? 0;
-  }
-
   /** A VM of it runs. @returns what to call when it has ended. */
   cloneStarted(snapshotId: string): () => void {
-    this.#clones.set(snapshotId, (this.#clones.get(snapshotId) ?? 0) + 1);
     const restores = (this.#restores.get(snapshotId) ?? 0) + 1;
     this.#restores.set(snapshotId, restores);
     if (restores === materialiseAtRestore) this.#materialiseSoon(snapshotId);
-    let ended = false;
-    return () => {
-      if (ended) return;
-      ended = true;
-      const left = this.#clones.get(snapshotId)! - 1;
-      if (left > 0) this.#clones.set(snapshotId, left);
-      else this.#clones.delete(snapshotId);
-    };
+    return this.use.cloneStarted(snapshotId);
   }
 
   /**

@@ -73,6 +73,11 @@ export class PublishQueue {
     return this.#refused.has(snapshotId) ? 'refused' : 'unknown';
   }
 
+  /** The one that is being published. */
+  get current(): string | undefined {
+    return this.#current?.snapshotId;
+  }
+
   /** For health: how many wait, and since when the store fails. */
   get backlog(): { waiting: number; failing: boolean } {
     return { waiting: this.#waiting.size, failing: this.#retryMs > 0 && this.#waiting.size > 0 };

@@ -87,7 +87,7 @@ function parseRecord(dir: string, text: string): SnapshotRecord | undefined {
   }
 }
 
-const recordPath = (dir: string): string => join(dir, 'snapshot.json');
+export const recordPath = (dir: string): string => join(dir, 'snapshot.json');
 
 /** Replaces the record in `dir` as a whole, and durably. */
 export async function writeRecord(dir: string, record: SnapshotRecord): Promise<void> {
@@ -111,6 +111,13 @@ export async function ownBytes(dir: string, others: readonly string[]): Promise<
     if (!others.includes(path)) sizeBytes += (await stat(path)).blocks * blockBytes;
   }
   return sizeBytes;
+}
+
+/** Room on the disk of what only this directory names: links keep the rest where it is. */
+export async function unsharedBytes(dir: string): Promise<number> {
+  const names = await readdir(dir).catch(() => []);
+  const facts = await Promise.all(names.map((name) => stat(join(dir, name)).catch(() => undefined)));
+  return facts.reduce((sum, file) => sum + (file?.nlink === 1 ? file.blocks * blockBytes : 0), 0);
 }
 
 async function syncDirectory(dir: string): Promise<void> {

@@ -144,13 +144,31 @@ describe('a node’s snapshots in the store', () => {
     const { library, stored } = await published();
     around = failing;
     await assert.rejects(library.record(snapshotId), { code: 'store-unavailable' });
-    await assert.rejects(stored.idOf('a-name'), { code: 'store-unavailable' });
+    await assert.rejects(stored.find('a-name'), { code: 'store-unavailable' });
     await save(nodes[1]!, testId(2));
     assert.equal((await library.record(testId(2))).form, 'whole');
     await until('it waits for the store', async () => stored.backlog.failing);
     around = (request, call) => call(request.options);
     await stored.settled();
     assert.equal(stored.stateOf(testId(2)), 'stored');
+  });
+
+  it('row 6: that take long are a typed error for who waits, come all the same, and are there for who asks again', async () => {
+    await published();
+    const held = Promise.withResolvers<void>();
+    const { library, stored } = nodes[1]!;
+    const patient = new SnapshotLibrary({ paths: library.paths, log, arrivalWaitMs: 50 });
+    patient.connect(stored, undefined);
+    around = async (request, call) => {
+      if (request.what.includes('segments/')) await held.promise;
+      return await call(request.options);
+    };
+    for (let attempt = 0; attempt < 2; attempt++)
+      await assert.rejects(patient.record(snapshotId), { code: 'deadline-exceeded', retryable: true });
+    held.resolve();
+    await until('it has come', async () => (await patient.here(snapshotId)) !== undefined);
+    assert.equal((await patient.record(snapshotId)).snapshotId, snapshotId);
+    assert.equal(requests.filter((request) => request.includes('manifests/')).length, 1, 'it came once');
   });
 
   it('pin what they need while their memory is not here, renew that, and let go of it', async () => {
@@ -229,7 +247,7 @@ describe('a node’s snapshots in the store', () => {
     assert.equal(maker.stored.stateOf(snapshotId), 'unknown');
   });
 
-  it('are found by name, the newest first', async () => {
+  it('are found by id and by name, the newest first', async () => {
     const maker = await node();
     for (const [index, id] of [testId(1), testId(2)].entries())
       await save(maker, id, {
@@ -238,8 +256,9 @@ describe('a node’s snapshots in the store', () => {
       });
     await maker.stored.settled();
     const other = await node();
-    assert.equal(await other.stored.idOf('work'), testId(2));
-    assert.equal(await other.stored.idOf('unknown'), undefined);
+    assert.equal((await other.stored.find('work'))?.snapshotId, testId(2));
+    assert.equal((await other.stored.find(testId(1)))?.snapshotId, testId(1));
+    for (const unknown of ['unknown', testId(3)]) assert.equal(await other.stored.find(unknown), undefined);
     assert.deepEqual(
       (await other.stored.list()).map((summary) => summary.snapshotId),
       [testId(2), testId(1)],

@@ -4,6 +4,7 @@
 // Invariant: nothing on a request's path waits for the store, but for the snapshot that is not here yet.
 import { randomBytes } from 'node:crypto';
 import { ThawError } from '../../shared/errors.ts';
+import { snapshotIdPattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
 import { metrics } from '../../shared/metrics.ts';
 import type { Paths } from '../host/paths.ts';
@@ -26,6 +27,7 @@ import { differences, type SnapshotRecord } from './record.ts';
 import { getIfThere } from './signed-json.ts';
 import type { ClusterKey } from './signed-object.ts';
 import { workingSetKey } from './store-keys.ts';
+import { checkSegments } from './upload.ts';
 import { type Verification, verifySnapshot } from './verify.ts';
 import {
   decodeWorkingSet,
@@ -127,6 +129,10 @@ export class StoredSnapshots {
     return this.#queue.stateOf(snapshotId);
   }
 
+  get publishing(): string | undefined {
+    return this.#queue.current;
+  }
+
   get backlog(): PublishQueue['backlog'] {
     return this.#queue.backlog;
   }
@@ -176,9 +182,24 @@ export class StoredSnapshots {
       throw new ThawError('incompatible', `${snapshotId} was made by something else: ${difference}`);
   }
 
-  /** By name: the newest that has it. */
-  async idOf(name: string): Promise<string | undefined> {
-    return (await this.list()).find(({ names }) => names.includes(name))?.snapshotId;
+  /** Every byte of this very snapshot, as far as a store tells without reading it: what this node has of it may go. @throws store errors. */
+  async hasAllOf({ snapshotId, nonce }: Pick<SnapshotRecord, 'snapshotId' | 'nonce'>): Promise<boolean> {
+    if (this.#queue.stateOf(snapshotId) !== 'stored') return false;
+    try {
+      const manifest = await this.#catalogue.find(snapshotId);
+      // Two nodes that booted one template have different memory under one id.
+      if (manifest?.nonce !== nonce) return false;
+      await checkSegments(this.#options.store, manifest.segments, {});
+      return true;
+    } catch (error) {
+      if (error instanceof ThawError && error.code === 'snapshot-damaged') return false;
+      throw error;
+    }
+  }
+
+  /** By id or name; of several of one name the newest. @returns undefined when the store has none. @throws store errors. */
+  async find(idOrName: string): Promise<SnapshotSummary | undefined> {
+    return (await this.list()).find((summary) => isCalled(summary, idOrName));
   }
 
   /** Newest first. */
@@ -321,6 +342,12 @@ export class StoredSnapshots {
     }
   }
 }
+
+/** What has the form of an id is no name. */
+export const isCalled = (
+  { snapshotId, names }: { snapshotId: string; names: readonly string[] },
+  idOrName: string,
+): boolean => (snapshotIdPattern.test(idOrName) ? snapshotId === idOrName : names.includes(idOrName));
 
 const stretchesOf = (runs: Recording) =>
   runs

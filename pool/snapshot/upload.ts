@@ -31,7 +31,7 @@ export async function uploadSegments(
   return sentBytes;
 }
 
-/** @throws ThawError `snapshot-damaged` when a segment of an ancestor is not there as it was. */
+/** @throws ThawError `snapshot-damaged` when one of them is not there as it was. */
 export async function checkSegments(
   store: BlobStore,
   segments: readonly SegmentRef[],
@@ -40,7 +40,7 @@ export async function checkSegments(
   await inLanes(segments, checksAtOnce, async ({ sha256, sizeBytes }) => {
     const there = await store.head(segmentKey(sha256), options);
     if (there?.sizeBytes !== sizeBytes)
-      throw new ThawError('snapshot-damaged', `segment ${sha256}, of an ancestor, is missing or cut off`);
+      throw new ThawError('snapshot-damaged', `segment ${sha256} is missing or cut off`);
   });
 }
 

@@ -11,6 +11,7 @@ import { type Paths, pathsOf } from '../../pool/host/paths.ts';
 import { type Reclaimed, reclaim } from '../../pool/host/reclaim.ts';
 import type { GuestImage } from '../../pool/hypervisor/hypervisor.ts';
 import { Pool } from '../../pool/pool.ts';
+import type { Eviction } from '../../pool/snapshot/eviction.ts';
 import { SnapshotLibrary } from '../../pool/snapshot/library.ts';
 import { LocalSnapshotBuilder } from '../../pool/snapshot-builder.ts';
 import { LocalVmFactory } from '../../pool/vm-factory.ts';
@@ -30,6 +31,7 @@ import { LocalNode } from '../node/local-node.ts';
 import { urlHost } from './api-client.ts';
 import { type ChosenMachine, chooseMachine } from './choose-machine.ts';
 import { lockDataDir } from './data-dir-lock.ts';
+import { evictionOf } from './disk-room.ts';
 import { endOldPager, joinStore, type NodeStore } from './node-store.ts';
 import { startPrivateRedis } from './private-redis.ts';
 import { type Progress, withStep } from './progress.ts';
@@ -95,7 +97,9 @@ async function start(
   undo.defer('hypervisor', () => machine.close());
   const state = await openState(config, paths, log, progress, undo);
   await state.keys.add(apiKey);
-  const { node, nodeStore } = await createNode(config, paths, log, machine, undo);
+  const { node, nodeStore, eviction } = await createNode(config, paths, log, machine, undo, () =>
+    gateway.gateway.dropOldUploads(),
+  );
   undo.defer('VMs', () => node.drain(config.drainTimeoutMs));
   await withStep(progress, 'base template', (step) => node.start((text) => step.update(text)));
   const { gateway, admin } = createApps(config, paths, log, node, state, nodeStore);
@@ -105,6 +109,8 @@ async function start(
   await withStep(progress, 'deployed functions', (step) =>
     gateway.gateway.resume((done, total, what) => step.update(`${done} of ${total} ${what}`)),
   );
+  eviction.start();
+  undo.defer('eviction', () => eviction.close());
   const url = await listen(gateway, config.host, config.port, 'THAW_PORT');
   const tlsUrl = tlsDoor && (await listenTls(tlsDoor, config));
   const adminUrl = await listen(admin, '127.0.0.1', config.adminPort, 'THAW_ADMIN_PORT');
@@ -147,7 +153,8 @@ async function createNode(
   log: Log,
   machine: ChosenMachine,
   undo: Cleanup,
-): Promise<{ node: LocalNode; nodeStore: NodeStore | undefined }> {
+  dropUploads: () => Promise<number>,
+): Promise<{ node: LocalNode; nodeStore: NodeStore | undefined; eviction: Eviction }> {
   const { hypervisor, image, about } = machine;
   const library = new SnapshotLibrary({ paths, log });
   const parts = { hypervisor, image, paths, log, library };
@@ -165,6 +172,9 @@ async function createNode(
     maxWaiters,
     onVmEvent: (vm, event) => node.onVmEvent(vm, event),
   });
+  const inUse = () => node.snapshotsInUse();
+  const { stored } = nodeStore ?? {};
+  const eviction = evictionOf({ config, paths, log, library, stored, inUse, dropUploads });
   const node = new LocalNode({
     pool,
     log,
@@ -173,15 +183,16 @@ async function createNode(
     forgetSnapshot: (snapshotId) => factory.forget(snapshotId),
     bundlePath: (sha256) => bundlePathOf(paths.bundlesDir, sha256),
     library,
-    stored: nodeStore?.stored,
+    stored,
     hypervisor: about,
     egress: hypervisor.capabilities.egress,
     notes,
+    currentNotes: () => (eviction.note === undefined ? [] : [eviction.note]),
     baseShape: { memoryMb: config.baseMemoryMb, vcpus: 1 },
     basePolicy: { min: config.baseWarm, max: config.maxVms, recycle: 'fresh', concurrency: 1 },
     diskSizeMb: await diskSizeMbOf(image),
   });
-  return { node, nodeStore };
+  return { node, nodeStore, eviction };
 }
 
 function createApps(

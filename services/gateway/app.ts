@@ -43,6 +43,8 @@ export interface GatewayControl {
   /** Makes what the state knows servable again; call once, before or after `listen`. Never rejects: see the notes of `readiness`. */
   resume(onProgress?: ResumeProgress): Promise<void>;
   readiness(): Promise<Readiness>;
+  /** Uploads for builds that came long ago; clients send them again when they are asked. @returns bytes that went. */
+  dropOldUploads(): Promise<number>;
 }
 
 declare module 'fastify' {
@@ -126,6 +128,7 @@ function controlOf(context: GatewayContext): GatewayControl {
       if (!state.connected) notes.unshift('redis does not answer: serving from memory, changes are refused');
       return { ready: health.ready && !traffic.resuming && !traffic.draining, notes };
     },
+    dropOldUploads: () => context.templateBuilds.files.dropOld(),
   };
 }
 

@@ -82,9 +82,34 @@ export class TemplateFiles {
     return { release };
   }
 
-  /** What was used longest ago goes first. */
+  /** Those that no link can be about any more. @returns bytes that went. */
+  async dropOld(): Promise<number> {
+    const oldestMs = Date.now() - linkLifeMs;
+    const old = (await this.#leastRecentlyUsedFirst()).filter(({ usedAtMs }) => usedAtMs < oldestMs);
+    let bytes = 0;
+    for (const { hash, sizeBytes } of old) if (await this.#drop(hash)) bytes += sizeBytes;
+    return bytes;
+  }
+
   async #evict(newest: string): Promise<void> {
-    const names = (await readdir(this.#dir)).filter((name) => name.endsWith('.tar'));
+    const rows = await this.#leastRecentlyUsedFirst();
+    let totalBytes = rows.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
+    for (const { hash, sizeBytes } of rows) {
+      if (totalBytes <= this.#config.maxTemplateFilesBytes) return;
+      if (hash !== newest && (await this.#drop(hash))) totalBytes -= sizeBytes;
+    }
+  }
+
+  /** @returns whether it went: not while a build works with it. */
+  async #drop(hash: string): Promise<boolean> {
+    if (this.#inUse.has(hash)) return false;
+    await rm(this.pathOf(hash), { force: true });
+    return true;
+  }
+
+  async #leastRecentlyUsedFirst(): Promise<{ hash: string; sizeBytes: number; usedAtMs: number }[]> {
+    const entries = await readdir(this.#dir).catch(() => []);
+    const names = entries.filter((name) => name.endsWith('.tar'));
     const rows = await Promise.all(
       names.map(async (name) => {
         const facts = await stat(join(this.#dir, name)).catch(() => undefined);
@@ -95,12 +120,6 @@ export class TemplateFiles {
         };
       }),
     );
-    let totalBytes = rows.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
-    for (const { hash, sizeBytes } of rows.sort((a, b) => a.usedAtMs - b.usedAtMs)) {
-      if (totalBytes <= this.#config.maxTemplateFilesBytes) return;
-      if (hash === newest || this.#inUse.has(hash)) continue;
-      await rm(this.pathOf(hash), { force: true });
-      totalBytes -= sizeBytes;
-    }
+    return rows.sort((a, b) => a.usedAtMs - b.usedAtMs);
   }
 }

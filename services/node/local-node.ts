@@ -48,6 +48,8 @@ export interface LocalNodeOptions {
   /** For /readyz and `thaw doctor`: what runs the VMs, and what is slower than it could be. */
   hypervisor: string;
   notes: string[];
+  /** As `notes`, of what changes. */
+  currentNotes?: () => string[];
   baseShape: MachineShape;
   basePolicy: PoolPolicy;
   diskSizeMb: number;
@@ -297,14 +299,29 @@ export class LocalNode implements NodeClient {
     return Object.fromEntries(rows);
   }
 
+  /** Of which VMs run, or are kept ready, or somebody waits for one; and the base, which everything starts from. */
+  snapshotsInUse(): ReadonlySet<string> {
+    const used = this.#pool.stats().shelves.filter(({ policy, vms, waiting }) => {
+      const { gone, ...there } = vms;
+      return policy.min + waiting + Object.values(there).reduce((sum, count) => sum + count, 0) > 0;
+    });
+    const base = this.#baseSnapshotId === undefined ? [] : [this.#baseSnapshotId];
+    return new Set([...used.map(({ snapshotId }) => snapshotId), ...base]);
+  }
+
   async health() {
     const { vms, shelves, draining } = this.#pool.stats();
-    const { hypervisor, notes } = this.#options;
+    const { hypervisor, notes, currentNotes = () => [] } = this.#options;
     const failing = shelves.flatMap(({ snapshotId, failures, lastError }) =>
       failures > 0 ? [`${snapshotId}: ${failures} restores failed: ${lastError}`] : [],
     );
     const ready = this.#baseSnapshotId !== undefined && !draining;
-    return { ready, hypervisor, vms: { ...vms }, notes: [...notes, ...failing, ...this.#storeNotes()] };
+    return {
+      ready,
+      hypervisor,
+      vms: { ...vms },
+      notes: [...notes, ...currentNotes(), ...failing, ...this.#storeNotes()],
+    };
   }
 
   #storeNotes(): string[] {

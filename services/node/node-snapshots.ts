@@ -6,7 +6,7 @@ import type { SnapshotLibrary } from '../../pool/snapshot/library.ts';
 import type { SnapshotSummary } from '../../pool/snapshot/lineage.ts';
 import { pausesOf } from '../../pool/snapshot/local-capture.ts';
 import type { SnapshotRecord } from '../../pool/snapshot/record.ts';
-import type { StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
+import { isCalled, type StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
 import { type LocalVerification, verifyLocal } from '../../pool/snapshot/verify-local.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { snapshotIdPattern, snapshotNamePattern } from '../../shared/ids.ts';
@@ -60,14 +60,13 @@ export class NodeSnapshots {
 
   /** Of this node, and of others that are in the store; newest first. */
   async list(): Promise<SnapshotFacts[]> {
-    const [records, summaries] = await Promise.all([this.#options.library.list(), this.#summaries()]);
-    const stored = new Map(summaries.map((summary) => [summary.snapshotId, summary]));
-    const children = childrenOf([...records, ...summaries.map(parented)]);
+    const { records, stored } = await this.#all();
+    const children = childrenOf([...records, ...[...stored.values()].map(parented)]);
     const here = records.map((record) => {
-      const summary = stored.get(record.snapshotId);
-      stored.delete(record.snapshotId);
-      return this.#factsOf(record, children.get(record.snapshotId), summary);
+      const { snapshotId } = record;
+      return this.#factsOf(record, children.get(snapshotId), stored.get(snapshotId));
     });
+    for (const { snapshotId } of records) stored.delete(snapshotId);
     const elsewhere = [...stored.values()].map((summary) =>
       storedFactsOf(summary, children.get(summary.snapshotId)),
     );
@@ -75,12 +74,23 @@ export class NodeSnapshots {
   }
 
   async inspect(idOrName: string): Promise<SnapshotFacts> {
-    const { snapshotId } = await this.#lookUp(idOrName);
-    const facts = (await this.list()).find((one) => one.snapshotId === snapshotId);
-    if (!facts) throw new ThawError('template-not-found', `no snapshot ${snapshotId}`);
-    if (facts.here) return facts;
+    const word = wordOf(idOrName);
+    const { records, stored } = await this.#all();
+    const summaries = [...stored.values()];
+    const record = records.find((one) => isCalled(one, word));
+    const summary = record ? stored.get(record.snapshotId) : summaries.find((one) => isCalled(one, word));
+    const { snapshotId } = record ?? summary ?? (await this.#lookUp(word));
+    const children = childrenOf([...records, ...summaries.map(parented)]).get(snapshotId);
+    if (record) return this.#factsOf(record, children, summary);
+    if (!summary) throw notFound(word);
     const { compatibility } = await this.#options.stored!.load(snapshotId);
-    return { ...facts, compatibility: { ...compatibility } };
+    return { ...storedFactsOf(summary, children), compatibility: { ...compatibility } };
+  }
+
+  /** By one look at each of the two: what is here, and what the store lists. */
+  async #all(): Promise<{ records: SnapshotRecord[]; stored: Map<string, SnapshotSummary> }> {
+    const [records, summaries] = await Promise.all([this.#options.library.list(), this.#summaries()]);
+    return { records, stored: new Map(summaries.map((summary) => [summary.snapshotId, summary])) };
   }
 
   /** Every copy there is: by id even when the record on this node cannot be read. @throws ThawError `template-not-found`. */
@@ -88,6 +98,7 @@ export class NodeSnapshots {
     const word = wordOf(idOrName);
     const { library, stored } = this.#options;
     const snapshotId = snapshotIdPattern.test(word) ? word : (await this.#lookUp(word)).snapshotId;
+    using _checked = library.use.hold(snapshotId);
     const local = await verifyLocal(library.paths.snapshotDir(snapshotId));
     const remote = stored && (await storedCopyOf(stored, snapshotId));
     const copies = [local && localCopyOf(local), remote].filter((copy) => copy !== undefined);
@@ -97,27 +108,17 @@ export class NodeSnapshots {
 
   /** By id or name, with or without the default tag; it comes from the store when it is not here. @throws ThawError `template-not-found`. */
   async find(idOrName: string): Promise<SnapshotRecord> {
-    const { library, stored } = this.#options;
     const word = wordOf(idOrName);
-    if (snapshotIdPattern.test(word)) return await library.record(word);
-    const found = await library.find(word);
-    if (found) return found;
-    const snapshotId = await stored?.idOf(word);
-    if (snapshotId === undefined) throw notFound(word);
-    return await library.record(snapshotId);
+    const { snapshotId } = snapshotIdPattern.test(word) ? { snapshotId: word } : await this.#lookUp(word);
+    return await this.#options.library.record(snapshotId);
   }
 
-  /** As `find`, but it stays where it is. */
+  /** As `find`, but it stays where it is. @throws also store errors, for what is not here. */
   async #lookUp(idOrName: string): Promise<{ snapshotId: string; kind: SnapshotFacts['kind'] }> {
-    const { library } = this.#options;
+    const { library, stored } = this.#options;
     const word = wordOf(idOrName);
-    const isId = snapshotIdPattern.test(word);
-    const local = isId ? await library.here(word) : await library.find(word);
-    if (local) return local;
-    const summaries = await this.#summaries();
-    const found = summaries.find(({ snapshotId, names }) =>
-      isId ? snapshotId === word : names.includes(word),
-    );
+    const local = snapshotIdPattern.test(word) ? await library.here(word) : await library.find(word);
+    const found = local ?? (await stored?.find(word));
     if (!found) throw notFound(word);
     return found;
   }
@@ -140,7 +141,7 @@ export class NodeSnapshots {
     const state = stored?.stateOf(snapshotId);
     return {
       ...{ snapshotId, names, kind, memoryMb, vcpus, compatibility, createdAt, children },
-      clones: library.clonesOf(snapshotId),
+      clones: library.use.clonesOf(snapshotId),
       sandboxId: record.source ?? null,
       parent: record.parent ?? null,
       sizeBytes: memoryMb * 1024 * 1024,

@@ -1,26 +1,36 @@
-// Rows of the failure matrix of snapshots in a store, in real VMs: edited objects, a herd on one cold snapshot, a pager
-// that is killed. One node makes the snapshots, another one, which has none of them, meets the failures.
+// Rows of the failure matrix of snapshots in a store, in real VMs: edited objects, a slow store, a herd on one cold
+// snapshot, a pager that is killed, a disk that fills up. One node makes the snapshots, another one, which has none of
+// them, meets the failures.
 import assert from 'node:assert/strict';
-import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { readdir, readFile, stat, statfs, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, it, type TestContext } from 'node:test';
+import { promisify } from 'node:util';
 import type { Sandbox } from 'e2b';
 import { pathsOf } from '../../pool/host/paths.ts';
+import type { FaultProxy } from '../../pool/store/fault-proxy-for-tests.ts';
 import { eventually, type ThawProcess } from './thaw-process.ts';
 
 export interface StoredWorld {
   /** Its snapshots are in the store. */
   maker(): ThawProcess;
-  start(env: NodeJS.ProcessEnv): Promise<ThawProcess>;
+  /** @param prepare what to do with its data directory before. */
+  start(env: NodeJS.ProcessEnv, prepare: (dataDir: string) => Promise<unknown>): Promise<ThawProcess>;
   create(thaw: ThawProcess, template: string): Promise<Sandbox>;
   stored(thaw: ThawProcess, snapshotId: string): Promise<{ storedBytes: number }>;
-  /** What the store has sent so far. */
-  answers(): { answers: number; bytesDown: number };
+  /** Before the store. */
+  proxy(): FaultProxy;
   storeDir(): string;
 }
 
+const run = promisify(execFile);
+const mayMount = process.getuid?.() === 0;
 const herd = 12;
 const endsWithinMs = 1_000;
+const slowFirstByteMs = 400;
+/** Of a create whose pages do not come: a read's own, twice, since a restore is tried twice; and what the VMs take. */
+const stalledWithinMs = 45_000;
 
 export function storedFailureRows(world: StoredWorld): void {
   describe('rows of the failure matrix of snapshots in a store', () => rows(world));
@@ -50,7 +60,7 @@ function rows(world: StoredWorld): void {
   before(async () => {
     const maker = world.maker();
     const sandbox = await world.create(maker, 'base');
-    for (let left = 4; left > 0; left--) {
+    for (let left = 7; left > 0; left--) {
       await sandbox.commands.run(
         `head -c 1000000 /dev/urandom > /dev/shm/${left}; echo ${left} > made; sync`,
       );
@@ -61,9 +71,16 @@ function rows(world: StoredWorld): void {
       cold.push({ snapshotId, segments: own });
     }
     await sandbox.kill();
-    node = await world.start({ THAW_MAX_CONCURRENT_RESTORES: '3' });
+    // On a disk of its own, which can be made too small.
+    const env = { THAW_MAX_CONCURRENT_RESTORES: '3', THAW_MIN_FREE_DISK_MB: '0' };
+    node = await world.start(env, async (dataDir) => {
+      if (mayMount) await run('mount', ['-t', 'tmpfs', '-o', 'size=4g', 'tmpfs', dataDir]);
+    });
   });
-  after(() => node?.end());
+  after(async () => {
+    await node?.end();
+    if (mayMount && node) await run('umount', ['--lazy', node.dataDir]);
+  });
 
   async function isRefused(context: TestContext, snapshotId: string, detail: RegExp): Promise<void> {
     const vmms = await node.vmmPids();
@@ -98,13 +115,45 @@ function rows(world: StoredWorld): void {
     await isRefused(context, snapshotId, /frame|segment/);
   });
 
+  it('row 6: a restore from a slow store takes its time and answers; from one that stops it ends with a typed error, and leaves no VM', async (t) => {
+    const vmms = await node.vmmPids();
+    const timed = async (id: string) => {
+      const startMs = performance.now();
+      const answer = await create(id);
+      return { answer, tookMs: Math.round(performance.now() - startMs) };
+    };
+    try {
+      world.proxy().set({ firstByteDelayMs: slowFirstByteMs });
+      const slow = await timed(cold[4]!.snapshotId);
+      assert.equal(slow.answer.status, 201, await slow.answer.clone().text());
+      await node.call(`/sandboxes/${await idOf(slow.answer)}`, { method: 'DELETE' });
+      const creating = timed(cold[6]!.snapshotId);
+      const dir = pathsOf(node.dataDir).snapshotDir(cold[6]!.snapshotId);
+      await eventually('all but its memory has come', () => stat(dir).catch(() => false as const));
+      world.proxy().set({ stall: true });
+      const [midway, nothing] = await Promise.all([creating, timed(cold[5]!.snapshotId)]);
+      t.diagnostic(`slow: ${slow.tookMs} ms`);
+      for (const { answer, tookMs } of [midway, nothing]) {
+        t.diagnostic(`stopped: ${answer.status} after ${tookMs} ms, ${await answer.clone().text()}`);
+        assert.ok([503, 504].includes(answer.status));
+        assert.ok(tookMs < stalledWithinMs, `${tookMs} ms`);
+      }
+    } finally {
+      world.proxy().set({ firstByteDelayMs: 20 });
+    }
+    await eventually('no VM of them is left', async () => (await node.vmmPids()).length === vmms.length);
+    const next = await create(cold[6]!.snapshotId);
+    assert.equal(next.status, 201, 'the store is back');
+    await node.call(`/sandboxes/${await idOf(next)}`, { method: 'DELETE' });
+  });
+
   it('row 14: a herd on one cold snapshot fetches it once; who finds no room is told when to come back', async (t) => {
     const { snapshotId } = cold[2]!;
     const wholeBytes = (await Promise.all((await segments()).map((path) => stat(path)))).reduce(
       (sum, { size }) => sum + size,
       0,
     );
-    const { bytesDown } = world.answers();
+    const { bytesDown } = world.proxy();
     const answers = await Promise.all(Array.from({ length: herd }, () => create(snapshotId)));
     const good = answers.filter(({ status }) => status === 201);
     for (const answer of answers.filter(({ status }) => status !== 201)) {
@@ -112,7 +161,7 @@ function rows(world: StoredWorld): void {
       assert.ok(Number(answer.headers.get('retry-after')) > 0);
     }
     herdIds = await Promise.all(good.map(idOf));
-    const fetchedBytes = world.answers().bytesDown - bytesDown;
+    const fetchedBytes = world.proxy().bytesDown - bytesDown;
     t.diagnostic(
       `${good.length} of ${herd} got a VM; ${fetchedBytes} bytes came of ${wholeBytes} in the store`,
     );
@@ -143,6 +192,59 @@ function rows(world: StoredWorld): void {
     assert.equal(next.status, 201, await next.clone().text());
     const left = [other.sandboxId, await idOf(next), ...herdIds];
     await Promise.all(left.map((sandboxId) => node.call(`/sandboxes/${sandboxId}`, { method: 'DELETE' })));
+    await eventually('every VM has ended', async () => (await node.vmmPids()).length === 0);
+  });
+
+  it('row 13: a disk that fills up is rid of what is in the store and not in use, and that is had again', {
+    skip: mayMount ? false : 'mounting a small file system takes root',
+  }, async (t) => {
+    const factsOf = async (id: string) =>
+      (await (await node.call(`/v1/snapshots/${id}`)).json()) as { here: boolean; stored: string };
+    const notes = async () =>
+      ((await (await fetch(`${node.adminUrl}/readyz`)).json()) as { notes: string[] }).notes;
+    const counted = async (name: string) =>
+      Number(
+        new RegExp(`^${name}\\{kind="snapshot"\\} (.*)$`, 'm').exec(
+          await (await fetch(`${node.adminUrl}/metrics`)).text(),
+        )?.[1] ?? 0,
+      );
+    const running = await create(cold[3]!.snapshotId);
+    assert.equal(running.status, 201, await running.clone().text());
+    const idle = cold[6]!.snapshotId;
+    assert.equal((await factsOf(idle)).here, true);
+    const usedBytes = async () => {
+      const { blocks, bfree, bsize } = await statfs(node.dataDir);
+      return (blocks - bfree) * bsize;
+    };
+    const before = await usedBytes();
+    // 95 % of it are in use, and most of that is.
+    await run('mount', ['-o', `remount,size=${Math.ceil(before / 0.95)}`, node.dataDir]);
+    await eventually('it is evicted', async () => !(await factsOf(idle)).here);
+    await eventually('what stays is told of', async () =>
+      (await notes()).some((note) => /fuller than 85 %/.test(note)),
+    );
+    const gone = before - (await usedBytes());
+    t.diagnostic(
+      `${await counted('thaw_evictions_total')} snapshots went, ${gone} bytes of ${before}; ${await notes()}`,
+    );
+    assert.ok(
+      (await counted('thaw_evictions_total')) >= 1 && (await counted('thaw_evicted_bytes_total')) > 0,
+    );
+    assert.deepEqual(
+      await factsOf(cold[3]!.snapshotId).then(({ here }) => here),
+      true,
+      'one with a VM stays',
+    );
+    assert.match(await logOf(), /evicted: the snapshot is in the store/);
+    await run('mount', ['-o', 'remount,size=4g', node.dataDir]);
+    await eventually(
+      'it has room again',
+      async () => !(await notes()).some((note) => /fuller than/.test(note)),
+    );
+    const sandbox = await world.create(node, idle);
+    assert.equal((await sandbox.commands.run('cat made')).stdout.trim(), '1');
+    for (const id of [sandbox.sandboxId, await idOf(running)])
+      await node.call(`/sandboxes/${id}`, { method: 'DELETE' });
     await eventually('every VM has ended', async () => (await node.vmmPids()).length === 0);
   });
 

@@ -75,9 +75,13 @@ describe('snapshots in a store', { skip }, () => {
     );
   const logOf = (thaw: ThawProcess) => readFile(join(thaw.dataDir, 'thaw.log'), 'utf8');
 
-  async function start(more: NodeJS.ProcessEnv = {}): Promise<ThawProcess> {
+  async function start(
+    more: NodeJS.ProcessEnv = {},
+    prepare: (dataDir: string) => Promise<unknown> = async () => {},
+  ): Promise<ThawProcess> {
     const dataDir = await newDataDir();
     dataDirs.push(dataDir);
+    await prepare(dataDir);
     return await startThaw(dataDir, [], { ...env, ...more });
   }
 
@@ -229,7 +233,7 @@ describe('snapshots in a store', { skip }, () => {
     start,
     create,
     stored,
-    answers: () => proxy,
+    proxy: () => proxy,
     storeDir: () => join(s3.objectsDir, 'thaw'),
   });
 });

@@ -1,7 +1,7 @@
 // Owns `thaw doctor`: what this machine has, what Thaw would use, what is slower or less safe than it could be.
 // Refuses to own repairs. Invariant: it changes nothing.
 import { execFile } from 'node:child_process';
-import { access, constants, statfs } from 'node:fs/promises';
+import { access, constants, stat, statfs } from 'node:fs/promises';
 import { availableParallelism, freemem, release, totalmem } from 'node:os';
 import { promisify } from 'node:util';
 import type { Command } from 'commander';
@@ -10,6 +10,7 @@ import { findCloudHypervisor, rememberedChoice } from '../../../pool/hypervisor/
 import { versionOf } from '../../../pool/hypervisor/cloud-hypervisor/cloud-hypervisor.ts';
 import { hardeningOf } from '../../../pool/hypervisor/hardening.ts';
 import { canMountFuse } from '../../../pool/pagefs/fuse-mount.ts';
+import { usedRatio } from '../../../pool/snapshot/eviction.ts';
 import { manifestsPrefix } from '../../../pool/snapshot/store-keys.ts';
 import { openStore } from '../../../pool/store/open-store.ts';
 import { Cleanup } from '../../../shared/cleanup.ts';
@@ -148,15 +149,24 @@ async function hardening(config: Config): Promise<Finding[]> {
   }));
 }
 
-async function disk({ dataDir, minFreeDiskMb }: Config): Promise<Finding> {
-  const facts = await statfs(dataDir).catch(() => statfs('/'));
+async function disk({ dataDir, minFreeDiskMb, store: url, ...marks }: Config): Promise<Finding> {
+  const what = 'disk';
+  const dir = await stat(dataDir).then(
+    () => dataDir,
+    () => '/',
+  );
+  const facts = await statfs(dir);
   const freeMb = Math.floor((facts.bavail * facts.bsize) / 1024 ** 2);
-  const state = freeMb < minFreeDiskMb ? 'fail' : 'ok';
-  return {
-    what: 'disk',
-    state,
-    detail: `${freeMb} MB free for ${dataDir}; at least ${minFreeDiskMb} are needed`,
-  };
+  const usedPercent = Math.round((await usedRatio(dir)) * 100);
+  const found = `${freeMb} MB free for ${dataDir}, ${usedPercent} % in use`;
+  if (freeMb < minFreeDiskMb)
+    return { what, state: 'fail', detail: `${found}; at least ${minFreeDiskMb} MB are needed` };
+  if (usedPercent <= marks.evictAbovePercent) return { what, state: 'ok', detail: found };
+  const outcome =
+    url === undefined
+      ? 'nothing is evicted without a store (THAW_STORE)'
+      : `what is in the store is evicted, down to ${marks.evictToPercent} %`;
+  return { what, state: 'warn', detail: `${found}, above ${marks.evictAbovePercent} %: ${outcome}` };
 }
 
 /** Whether it answers, and whether memory can be served from it while a VM runs. */
