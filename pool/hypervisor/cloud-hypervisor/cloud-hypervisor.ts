@@ -171,7 +171,7 @@ export class CloudHypervisor implements Hypervisor {
   async #take(request: BootRequest | RestoreRequest): Promise<Vmm> {
     const vmm = await (await this.#sparesOf()).take();
     try {
-      await vmm.moveTo(request.runDir, request.vmId, request.shape);
+      await vmm.moveTo(request.runDir, request.shape);
       return vmm;
     } catch (error) {
       await vmm.end();
