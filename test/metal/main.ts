@@ -41,6 +41,12 @@ const steps: readonly Step[] = [
     timeoutMs: 12 * minuteMs,
   },
   {
+    name: 'stored',
+    title: 'snapshots that come from a store, on Cloud Hypervisor',
+    args: test('cloud-hypervisor-stored'),
+    timeoutMs: 15 * minuteMs,
+  },
+  {
     name: 'rows',
     title: 'rows of the failure matrix on Cloud Hypervisor',
     args: test('cloud-hypervisor-rows'),
