@@ -17,6 +17,7 @@ const qmpFd = 3;
 
 export interface MachineOptions {
   memoryMb?: number;
+  /** More than one: QEMU emulates each in a thread of its own, and now and then all of them stand still. */
   cpus?: number;
   /** More words for QEMU. */
   words?: readonly string[];
