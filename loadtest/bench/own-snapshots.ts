@@ -1,8 +1,9 @@
 // Owns the yardstick of the Cloud Hypervisor benchmark: the VMM's ordinary way, a snapshot with all memory in it and a
 // restore that copies it back. Refuses to own Thaw's way (pool/hypervisor/cloud-hypervisor).
-// Invariant: the same process in the same jail with the same disk, devices and greeting; only memory is handled
-// otherwise. The memory file is in the host's page cache: the best case for this way.
-import { chmod, link, mkdir, readFile, rename, rm } from 'node:fs/promises';
+// Invariant: the same process in the same jail with the same limits, disk, devices and greeting, by the same steps; only
+// memory is handled otherwise. The memory file is in the host's page cache and written out: the best case for this way,
+// and nothing that runs on beside what is measured next.
+import { chmod, link, mkdir, open, readFile, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ControlClient } from '../../pool/guest/control-client.ts';
 import { handshake } from '../../pool/guest/handshake.ts';
@@ -83,6 +84,7 @@ export class OwnWay {
     }
     const dir = join(this.#world.dataDir, `own-${template.shape.memoryMb}`);
     await rename(vmm.path(names.to), dir);
+    await sync(join(dir, names.memory));
     const [configText, state] = await Promise.all(
       ['config.json', 'state.json'].map((name) => readFile(join(dir, name), 'utf8')),
     );
@@ -93,12 +95,15 @@ export class OwnWay {
   /** @returns milliseconds from the asking to the agent's answer, by a process that was ready. */
   async restoreMs({ template, dir, config, state }: OwnSnapshot): Promise<number> {
     await using cleanup = new Cleanup();
+    const runDir = await this.#newRunDir(cleanup);
     const vmm = await this.#start(cleanup);
+    await chmod(join(dir, names.memory), 0o444);
     const startMs = performance.now();
+    await vmm.answers();
+    await vmm.moveTo(runDir, template.shape);
     await this.#place(vmm, template);
     await mkdir(vmm.path(names.from));
-    await chmod(join(dir, 'memory-ranges'), 0o444);
-    await link(join(dir, 'memory-ranges'), join(vmm.path(names.from), 'memory-ranges'));
+    await link(join(dir, names.memory), join(vmm.path(names.from), names.memory));
     const control = await this.#restore(vmm, config, state);
     await handshake(control, newVmId(), template.nonce, callTimeoutMs);
     await control.request({ op: 'health' }, callTimeoutMs);
@@ -106,11 +111,16 @@ export class OwnWay {
   }
 
   async #start(cleanup: Cleanup): Promise<Vmm> {
-    const runDir = this.#world.paths.vmDir(newVmId());
-    cleanup.defer('run directory', () => rm(runDir, { recursive: true, force: true }));
-    const vmm = await Vmm.start(this.#host, runDir);
+    const vmm = await Vmm.start(this.#host, await this.#newRunDir(cleanup));
     cleanup.defer('VMM', () => vmm.end());
     return vmm;
+  }
+
+  async #newRunDir(cleanup: Cleanup): Promise<string> {
+    const runDir = this.#world.paths.vmDir(newVmId());
+    await mkdir(runDir, { recursive: true });
+    cleanup.defer('run directory', () => rm(runDir, { recursive: true, force: true }));
+    return runDir;
   }
 
   async #place(vmm: Vmm, { files }: SealedTemplate): Promise<void> {
@@ -139,6 +149,11 @@ export class OwnWay {
     await mkdir(dir, { mode: 0o700 });
     await vmm.give(dir);
   }
+}
+
+async function sync(path: string): Promise<void> {
+  await using file = await open(path, 'r');
+  await file.sync();
 }
 
 /** As Cloud Hypervisor keeps a guest's memory by itself: on no file. */

@@ -22,16 +22,24 @@ export class AgentClient {
   }
 
   async putBundle(bundlePath: string, signal: AbortSignal): Promise<void> {
-    const response = await this.#send('PUT', '/_thaw/bundle', createReadStream(bundlePath), signal);
-    await response.body.dump();
+    await said('the agent did not take the bundle', signal, async () => {
+      const response = await this.#send('PUT', '/_thaw/bundle', createReadStream(bundlePath), signal);
+      await response.body.dump();
+    });
   }
 
   /** @returns the port it answers on. @throws ThawError `build-failed` | `start-failed` with the end of the program's output. */
-  async startRunner(
+  startRunner(
     spec: RunnerSpec,
     signal: AbortSignal,
     onOutput: (text: string) => void = () => {},
   ): Promise<number> {
+    return said('the agent did not say that the program runs', signal, () =>
+      this.#started(spec, signal, onOutput),
+    );
+  }
+
+  async #started(spec: RunnerSpec, signal: AbortSignal, onOutput: (text: string) => void): Promise<number> {
     const response = await this.#send('POST', '/_thaw/runner', JSON.stringify(spec), signal);
     let tail = '';
     for await (const line of createInterface({ input: response.body })) {
@@ -72,5 +80,19 @@ export class AgentClient {
     if (response.statusCode < 300) return response;
     const text = (await response.body.text()).slice(0, 1024);
     throw new ThawError('guest-unreachable', `${method} ${path}: ${response.statusCode} ${text}`);
+  }
+}
+
+/** A connection that cannot be made or breaks off says nothing of what it was for. */
+async function said<T>(what: string, signal: AbortSignal, call: () => Promise<T>): Promise<T> {
+  try {
+    return await call();
+  } catch (error) {
+    if (error instanceof ThawError) throw error;
+    // Whoever ended it has said why.
+    if (signal.aborted && signal.reason instanceof ThawError) throw signal.reason;
+    const { name, message } = error as Error;
+    const code = name === 'TimeoutError' ? 'deadline-exceeded' : 'guest-unreachable';
+    throw new ThawError(code, `${what}: ${message}`, { cause: error });
   }
 }

@@ -1,6 +1,6 @@
-// Owns the control groups of VMMs: one below `thaw-HASH`, where HASH stands for the data directory, with limits set
-// before its process joins. Invariant: an empty group is nobody's and is removed; limits that this host cannot set are
-// named, never silently left out.
+// Owns the control groups of VMMs: one below `thaw-HASH`, where HASH stands for the data directory, that a process joins
+// ahead of need (the kernel stops for every process that moves) and that gets its limits before there is a guest.
+// Invariant: an empty group is nobody's and is removed; limits that this host cannot set are named, never silently left out.
 import { createHash } from 'node:crypto';
 import { access, mkdir, readdir, readFile, rmdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -25,6 +25,7 @@ export interface CgroupLimits {
 
 export interface Cgroup {
   add(pid: number): Promise<void>;
+  limit(limits: CgroupLimits): Promise<void>;
   /** After its process has ended. */
   remove(): Promise<void>;
 }
@@ -55,9 +56,17 @@ export class Cgroups {
     }
   }
 
-  async create(name: string, limits: CgroupLimits): Promise<Cgroup> {
+  async create(name: string): Promise<Cgroup> {
     const dir = join(this.#dir, name);
     await mkdir(dir);
+    return {
+      add: (pid) => writeFile(join(dir, 'cgroup.procs'), String(pid)),
+      limit: (limits) => this.#limit(dir, limits),
+      remove: () => removed(dir),
+    };
+  }
+
+  async #limit(dir: string, limits: CgroupLimits): Promise<void> {
     const quotaUs = Math.round((limits.vcpus + deviceShare) * cpuPeriodUs);
     const settings: [(typeof controllers)[number], string, string][] = [
       ['cpu', 'cpu.max', `${quotaUs} ${cpuPeriodUs}`],
@@ -65,19 +74,21 @@ export class Cgroups {
       ['pids', 'pids.max', String(maxTasks)],
       ['io', 'io.weight', '100'],
     ];
-    for (const [controller, file, value] of settings)
-      if (!this.missing.includes(controller))
-        // Weights exist only with a scheduler that knows them.
-        await writeFile(join(dir, file), value, { flag: 'r+' }).catch((error: NodeJS.ErrnoException) => {
-          if (!(controller === 'io' && error.code === 'ENOENT')) throw error;
-        });
-    return { add: (pid) => writeFile(join(dir, 'cgroup.procs'), String(pid)), remove: () => removed(dir) };
+    const possible = settings.filter(([controller]) => !this.missing.includes(controller));
+    await Promise.all(possible.map(([controller, file, value]) => set(controller, join(dir, file), value)));
   }
 
   /** Removes the directory of all groups; those of VMMs must be gone. */
   async close(): Promise<void> {
     await removed(this.#dir);
   }
+}
+
+async function set(controller: (typeof controllers)[number], path: string, value: string): Promise<void> {
+  await writeFile(path, value, { flag: 'r+' }).catch((error: NodeJS.ErrnoException) => {
+    // Weights exist only with a scheduler that knows them.
+    if (!(controller === 'io' && error.code === 'ENOENT')) throw error;
+  });
 }
 
 /** @returns the controllers that children of `dir` cannot have. */

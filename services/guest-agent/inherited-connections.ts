@@ -18,6 +18,8 @@ const errnoGone = 2;
 /** Every state with another end that may send: all but TIME_WAIT, CLOSE and LISTEN. */
 const states = [1, 2, 3, 4, 5, 8, 9, 11].reduce((mask, state) => mask | (1 << state), 0);
 const receiveBytes = 64 * 1024;
+/** Not zeroed: each page that is written is one more that a clone does not share. */
+const emptyAnswer = () => Buffer.allocUnsafeSlow(receiveBytes);
 
 /** @returns how many were ended. @throws Error when the kernel cannot: the clone must not be used. */
 export function endInheritedConnections(): number {
@@ -46,7 +48,7 @@ function connectionsOf(fd: number, family: number): Connection[] {
   writeSync(fd, requestOf(messages.byFamily, flags.request | flags.dump, family));
   const found: Connection[] = [];
   for (;;) {
-    const received = Buffer.alloc(receiveBytes);
+    const received = emptyAnswer();
     const sizeBytes = readSync(fd, received);
     if (parseConnections(received.subarray(0, sizeBytes), found)) return found.filter(reachesOut);
   }
@@ -87,7 +89,7 @@ function destroy(fd: number, family: number, id: Buffer): void {
   const request = requestOf(messages.destroy, flags.request | flags.ack, family);
   id.copy(request, identity.inRequest);
   writeSync(fd, request);
-  const reply = Buffer.alloc(receiveBytes);
+  const reply = emptyAnswer();
   readSync(fd, reply);
   const errno = -reply.readInt32LE(headerBytes);
   if (errno !== 0 && errno !== errnoGone)

@@ -1,7 +1,8 @@
 // Owns what runs in the nested machine and for how long: tests of Cloud Hypervisor, the main job on it, its figures.
 // Refuses to own counting (scripts/test-stages.mjs reads what the runs inside print).
 // Invariant: every step has a deadline; the machine and its disks go whatever step fails.
-// Options: names of steps run just those; --keep-console FILE keeps what the machine's kernel says.
+// Options: names of steps run just those; --rounds N makes and ends so many clones in the step of that name (100);
+// --keep-console FILE keeps what the machine's kernel says.
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -41,10 +42,22 @@ const steps: readonly Step[] = [
     timeoutMs: 12 * minuteMs,
   },
   {
+    name: 'stored',
+    title: 'snapshots that come from a store, on Cloud Hypervisor',
+    args: test('cloud-hypervisor-stored'),
+    timeoutMs: 15 * minuteMs,
+  },
+  {
     name: 'rows',
     title: 'rows of the failure matrix on Cloud Hypervisor',
     args: test('cloud-hypervisor-rows'),
     timeoutMs: 15 * minuteMs,
+  },
+  {
+    name: 'rounds',
+    title: 'many rounds of making and ending clones',
+    args: test('cloud-hypervisor-rounds'),
+    timeoutMs: 25 * minuteMs,
   },
   {
     name: 'figures',
@@ -80,7 +93,7 @@ const answerEveryMs = 10_000;
 
 async function main(): Promise<number> {
   const { values, positionals } = parseArgs({
-    options: { 'keep-console': { type: 'string' } },
+    options: { 'keep-console': { type: 'string' }, rounds: { type: 'string', default: '100' } },
     allowPositionals: true,
   });
   const wanted = steps.filter(({ name }) => positionals.length === 0 || positionals.includes(name));
@@ -90,7 +103,7 @@ async function main(): Promise<number> {
   await using cleanup = new Cleanup();
   endOnSignals(cleanup);
   const disks = await prepare(resolve(binaryPath), values['keep-console'], cleanup);
-  const metal = new Metal(disks);
+  const metal = new Metal(disks, values.rounds);
   cleanup.defer('nested machine', () => metal[Symbol.asyncDispose]());
   let failures = 0;
   for (const step of wanted) if (!(await metal.passes(step))) failures += 1;
@@ -113,15 +126,17 @@ async function prepare(
 }
 
 /**
- * The machine, started again when it hangs: now and then both of its emulated CPUs stand still in their kernel, whatever
- * runs in it. A step that this happened to is run again; one that failed is not.
+ * The machine, started again when it hangs, as it did with two emulated CPUs. A step that this happened to is run again;
+ * one that failed is not.
  */
 class Metal implements AsyncDisposable {
   readonly #disks: MachineDisks;
+  readonly #rounds: string;
   #machine: NestedMachine | undefined;
 
-  constructor(disks: MachineDisks) {
+  constructor(disks: MachineDisks, rounds: string) {
     this.#disks = disks;
+    this.#rounds = rounds;
   }
 
   async passes(step: Step): Promise<boolean> {
@@ -149,7 +164,11 @@ class Metal implements AsyncDisposable {
       const request: CommandRequest = {
         argv: [inside.node, ...args],
         cwd: inside.project,
-        env: { THAW_CLOUD_HYPERVISOR: inside.binary, TMPDIR: inside.temporary },
+        env: {
+          THAW_CLOUD_HYPERVISOR: inside.binary,
+          TMPDIR: inside.temporary,
+          CLONE_ROUNDS: this.#rounds,
+        },
       };
       const onOutput = (text: string, stream: 'stdout' | 'stderr') => void process[stream].write(text);
       const running = machine.run(request, { timeoutMs, onOutput });

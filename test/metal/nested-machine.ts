@@ -15,6 +15,14 @@ const bootTimeoutMs = 180_000;
 const connectRetryMs = 500;
 const qmpFd = 3;
 
+export interface MachineOptions {
+  memoryMb?: number;
+  /** More than one: QEMU emulates each in a thread of its own, and now and then all of them stand still. */
+  cpus?: number;
+  /** More words for QEMU. */
+  words?: readonly string[];
+}
+
 export interface RunOptions {
   onOutput?: (text: string, stream: 'stdout' | 'stderr') => void;
   stdin?: Buffer;
@@ -32,8 +40,8 @@ export class NestedMachine implements AsyncDisposable {
   }
 
   /** @throws ThawError `deadline-exceeded` when its command server does not answer in time. */
-  static async start(disks: MachineDisks, memoryMb = 6144): Promise<NestedMachine> {
-    const child = await startChild('qemu-system-x86_64', machineArgs(disks, memoryMb), {
+  static async start(disks: MachineDisks, options: MachineOptions = {}): Promise<NestedMachine> {
+    const child = await startChild('qemu-system-x86_64', machineArgs(disks, options), {
       extraStdio: ['pipe'],
     });
     try {
@@ -97,7 +105,8 @@ async function converse(socket: Socket, request: CommandRequest, options: RunOpt
   throw new Error(`the connection closed before ${request.argv[0]} ended`);
 }
 
-function machineArgs(disks: MachineDisks, memoryMb: number): string[] {
+function machineArgs(disks: MachineDisks, options: MachineOptions): string[] {
+  const { memoryMb = 6144, cpus = 1, words = [] } = options;
   const drive = (path: string, id: string) => [
     '-drive',
     `file=${path},format=raw,if=none,id=${id},cache=unsafe,discard=unmap`,
@@ -108,7 +117,7 @@ function machineArgs(disks: MachineDisks, memoryMb: number): string[] {
     ['-nodefaults', '-no-reboot', '-display', 'none'],
     ['-accel', 'tcg,thread=multi,tb-size=1024', '-M', 'q35'],
     // x2apic and 1 GB pages are what the emulation of nested paging cannot do.
-    ['-cpu', 'EPYC,-x2apic,-pdpe1gb', '-m', String(memoryMb), '-smp', '2'],
+    ['-cpu', 'EPYC,-x2apic,-pdpe1gb', '-m', String(memoryMb), '-smp', String(cpus)],
     ['-kernel', disks.kernelPath, '-initrd', disks.initrdPath],
     [
       '-append',
@@ -121,5 +130,6 @@ function machineArgs(disks: MachineDisks, memoryMb: number): string[] {
     ['-object', 'rng-random,filename=/dev/urandom,id=r0', '-device', 'virtio-rng-pci,rng=r0'],
     ['-chardev', `socket,id=qmp,fd=${qmpFd}`, '-mon', 'chardev=qmp,mode=control'],
     ['-serial', disks.consolePath === undefined ? 'null' : `file:${disks.consolePath}`],
+    words,
   ].flat();
 }

@@ -56,7 +56,11 @@ export async function startThaw(
   const up = new Promise<{ url: string; adminUrl: string }>((resolve, reject) => {
     child.stdout!.setEncoding('utf8').on('data', (text: string) => {
       stdout += text;
-      if (stdout.trimEnd().endsWith('}')) resolve(JSON.parse(stdout));
+      if (!stdout.trimEnd().endsWith('}')) return;
+      const said = JSON.parse(stdout) as { url?: string; adminUrl?: string };
+      // What failed is said in the same form.
+      if (said.url === undefined) reject(new Error(`thaw up did not start:\n${stdout}`));
+      else resolve(said as { url: string; adminUrl: string });
     });
     void exited.then((exitCode) => reject(new Error(`thaw up ended with ${exitCode}:\n${stdout}${stderr}`)));
   });
@@ -81,12 +85,12 @@ export async function startThaw(
   };
 }
 
-/** What a failure's words leave out. */
+/** What a failure's words leave out: warnings hold the cause of a version that failed. */
 async function errorsIn(dataDir: string): Promise<string> {
   const text = await readFile(join(dataDir, 'thaw.log'), 'utf8').catch(() => '');
   return text
     .split('\n')
-    .filter((line) => line.includes('"level":50'))
+    .filter((line) => /"level":[45]0/.test(line))
     .slice(-5)
     .join('\n');
 }

@@ -42,6 +42,8 @@ export const metal: Benchmark = {
 interface Samples {
   memoryMb: number;
   restoreMs: number[];
+  /** Of the restores in `restoreMs`, by name, in order. */
+  stagesMs: Map<string, number[]>;
   spawnedMs: number[];
   ownRestoreMs: number[];
   pauseMs: number[];
@@ -84,21 +86,24 @@ async function measure(bench: Bench, world: BenchWorld, ways: Ways, memoryMb: nu
   const { pausesMs: ownPauseMs, snapshot } = await ways.own.save(template, bench.n);
   const samples: Samples = {
     ...{ memoryMb, ownPauseMs },
-    ...{ restoreMs: [], spawnedMs: [], ownRestoreMs: [], pauseMs: [], dirtyMb: [] },
+    ...{ restoreMs: [], stagesMs: new Map(), spawnedMs: [], ownRestoreMs: [], pauseMs: [], dirtyMb: [] },
   };
   // Not counted: what is read from the disk for the first time.
-  await restored(world, ways.ready, template, async () => {});
+  await restored(world, ways.ready, template);
   for (let turn = 1; turn <= bench.n; turn++) {
     bench.progress(`turn ${turn} at ${memoryMb} MB`);
     await ways.ready.warm();
-    samples.restoreMs.push(
-      await restored(world, ways.ready, template, async (machine) => {
-        const { pauseMs, dirtyBytes } = await pauseOf(world, machine);
-        samples.pauseMs.push(pauseMs);
-        samples.dirtyMb.push(dirtyBytes / 1e6);
-      }),
-    );
-    samples.spawnedMs.push(await restored(world, ways.starting, template, async () => {}));
+    const pause = async (machine: Machine) => {
+      const { pauseMs, dirtyBytes } = await pauseOf(world, machine);
+      samples.pauseMs.push(pauseMs);
+      samples.dirtyMb.push(dirtyBytes / 1e6);
+    };
+    const stages: [string, number][] = [];
+    const onStage = (stage: string, elapsedMs: number) => void stages.push([stage, elapsedMs]);
+    samples.restoreMs.push(await restored(world, ways.ready, template, { onStage, work: pause }));
+    for (const [stage, elapsedMs] of stages)
+      samples.stagesMs.set(stage, [...(samples.stagesMs.get(stage) ?? []), elapsedMs]);
+    samples.spawnedMs.push(await restored(world, ways.starting, template));
     samples.ownRestoreMs.push(await ways.own.restoreMs(snapshot));
   }
   return samples;
@@ -122,25 +127,38 @@ async function sealTemplate(world: BenchWorld, memoryMb: number): Promise<Sealed
   return { files, nonce, shape };
 }
 
-/** @returns milliseconds; the clone lives while `work` runs. */
+interface RestoredOptions {
+  onStage?: (stage: string, elapsedMs: number) => void;
+  /** The clone lives while it runs. */
+  work?: (machine: Machine) => Promise<void>;
+}
+
+/** @returns milliseconds. */
 async function restored(
   world: BenchWorld,
   hypervisor: CloudHypervisor,
   { files: from, nonce, shape }: SealedTemplate,
-  work: (machine: Machine) => Promise<void>,
+  { onStage = () => {}, work = async () => {} }: RestoredOptions = {},
 ): Promise<number> {
   await using cleanup = new Cleanup();
   const { vmId, runDir } = await runDirOf(world, cleanup);
   const { image } = world;
   const startMs = performance.now();
-  const machine = await hypervisor.restore({ vmId, shape, image, runDir, from, memory: 'private' });
+  const request = { vmId, shape, image, runDir, from, memory: 'private' as const, onStage };
+  const machine = await hypervisor.restore(request);
   cleanup.defer('machine', () => machine.destroy());
+  const restoredMs = performance.now();
   const control = new ControlClient(await machine.openControl());
+  const calledMs = performance.now();
   await handshake(control, vmId, nonce, timeoutMs);
+  const greetedMs = performance.now();
   await control.request({ op: 'health' }, timeoutMs);
-  const elapsedMs = performance.now() - startMs;
+  const answeredMs = performance.now();
+  onStage('call', calledMs - restoredMs);
+  onStage('handshake', greetedMs - calledMs);
+  onStage('answer', answeredMs - greetedMs);
   await work(machine);
-  return elapsedMs;
+  return answeredMs - startMs;
 }
 
 /** How long a clone stands still to be saved, and how much of its memory it had changed. */
@@ -168,7 +186,7 @@ async function runDirOf({ paths }: BenchWorld, cleanup: Cleanup): Promise<{ vmId
 }
 
 function metricsOf(samples: Samples): Metric[] {
-  const { memoryMb, restoreMs, spawnedMs, ownRestoreMs, pauseMs, ownPauseMs, dirtyMb } = samples;
+  const { memoryMb, restoreMs, stagesMs, spawnedMs, ownRestoreMs, pauseMs, ownPauseMs, dirtyMb } = samples;
   const at = (key: string) => `${key}.${memoryMb}mb`;
   const n = restoreMs.length;
   const ratio = (key: string, value: number, max: number | undefined): Metric => ({
@@ -178,6 +196,9 @@ function metricsOf(samples: Samples): Metric[] {
   const goal = goals[memoryMb];
   return [
     ...percentilesMs(at('restoreMs'), restoreMs, ['p50']),
+    ...[...stagesMs].map(
+      ([stage, times]): Metric => ({ key: at(`${stage}Ms`), value: median(times), unit: 'ms', n }),
+    ),
     ...percentilesMs(at('eagerMs'), ownRestoreMs, ['p50']),
     ratio('restoreVsEager', median(restoreMs) / median(ownRestoreMs), goal?.restore),
     ...percentilesMs(at('spawnedMs'), spawnedMs, ['p50']),

@@ -94,6 +94,7 @@ export class CloudHypervisor implements Hypervisor {
   async boot(request: BootRequest, signal?: AbortSignal): Promise<Machine> {
     const { image, shape, pagesPath } = request;
     await createSparse(pagesPath, shape.memoryMb);
+    const spares = await this.#sparesOf();
     const vmm = await this.#take(request);
     try {
       signal?.throwIfAborted();
@@ -105,6 +106,7 @@ export class CloudHypervisor implements Hypervisor {
         vmId: request.vmId,
         sharedMemory: true,
         callTimeoutMs: bootCallTimeoutMs,
+        onFirstAnswer: () => spares.refill(),
       });
       await vmm.api.create(bootConfig(shape, { sharedMemory: true, landlock: this.#landlock }));
       await vmm.api.boot();
@@ -159,8 +161,11 @@ export class CloudHypervisor implements Hypervisor {
     await vmm.give(dir);
     if (delta) await vmm.placeReadable(delta.path, `${names.from}/${names.memory}`);
     const { vmId } = request;
-    const facts = { vmId, sharedMemory, callTimeoutMs: restoreCallTimeoutMs };
-    const machine = await CloudHypervisorMachine.in(vmm, facts);
+    const spares = await this.#sparesOf();
+    const machine = await CloudHypervisorMachine.in(vmm, {
+      ...{ vmId, sharedMemory, callTimeoutMs: restoreCallTimeoutMs },
+      onFirstAnswer: () => spares.refill(),
+    });
     endStage('load');
     const source = `file://${names.from}`;
     await vmm.api.restore({ source_url: source, memory_restore_mode: 'Copy', resume: true });
@@ -169,9 +174,12 @@ export class CloudHypervisor implements Hypervisor {
   }
 
   async #take(request: BootRequest | RestoreRequest): Promise<Vmm> {
-    const vmm = await (await this.#sparesOf()).take();
+    const spares = await this.#sparesOf();
+    const vmm = await spares.take();
+    // Whatever became of it.
+    void vmm.exited.then(() => spares.refill());
     try {
-      await vmm.moveTo(request.runDir, request.vmId, request.shape);
+      await vmm.moveTo(request.runDir, request.shape);
       return vmm;
     } catch (error) {
       await vmm.end();

@@ -197,6 +197,25 @@ describe('the driver of Cloud Hypervisor when something fails', () => {
     assert.deepEqual(await world.spareVmms(), []);
   });
 
+  it('makes the next spare when the guest has answered, not beside its restore', async () => {
+    world.refuse({});
+    const driver = world.driver(1);
+    await driver.warm();
+    const [spare] = await world.spareVmms();
+    const machine = await world.restore(files, driver);
+    started.push(machine.pid);
+    assert.equal(machine.pid, spare!);
+    const control = new ControlClient(await machine.openControl());
+    assert.deepEqual(await world.spareVmms(), []);
+    await control.request({ op: 'health' }, 5_000);
+    await driver.warm();
+    const [next] = await world.spareVmms();
+    started.push(next!);
+    await machine.destroy();
+    await driver.close();
+    await nothingIsLeft();
+  });
+
   it('restores what a clone had changed before its devices are made', async () => {
     const machine = await clone();
     const control = new ControlClient(await machine.openControl());

@@ -1,4 +1,5 @@
 // Owns processes started ahead of need: a restore finds one that answers, in a jail and a network slot of its own.
+// Refuses to own when to refill: that costs as much CPU as a restore and must not run beside one (cloud-hypervisor.ts).
 // Invariant: a spare that has ended is never given out; at most `wanted` wait, and none before the first was asked for.
 import { rm } from 'node:fs/promises';
 import { newVmId } from '../../../shared/ids.ts';
@@ -27,7 +28,6 @@ export class SpareVmms {
   /** A spare, or a new process where none is ready. */
   async take(): Promise<Vmm> {
     const spare = this.#ready.shift();
-    this.#refill();
     if (spare === undefined) {
       metrics.fallbacks.inc({ kind: 'no-spare-vmm' });
       return (await this.#start()).vmm;
@@ -39,7 +39,7 @@ export class SpareVmms {
 
   /** Resolves when as many as wanted are ready, or starting one failed. */
   async filled(): Promise<void> {
-    this.#refill();
+    this.refill();
     await this.#starting;
   }
 
@@ -49,7 +49,8 @@ export class SpareVmms {
     await Promise.all(this.#ready.splice(0).map(discard));
   }
 
-  #refill(): void {
+  /** Without effect while it is under way. */
+  refill(): void {
     if (this.#starting || this.#closed || this.#ready.length >= this.#options.wanted) return;
     this.#starting = this.#fill()
       .catch((error) => this.#options.log.error({ err: error }, 'no spare VMM could be started'))

@@ -2,6 +2,7 @@
 // Invariant: a clone has the devices of its template in the same order with the same ids (device state is matched by
 // them); only files, the network device and the memory's sharing differ. Every path is a name in the VMM's directory,
 // so that the configuration of a snapshot is the same for all its clones.
+import { commonKernelArguments } from '../guest-kernel.ts';
 import type { MachineShape } from '../hypervisor.ts';
 
 /** Names in the directory a VMM works in, and sees as its root where it is jailed. */
@@ -30,7 +31,7 @@ const guestCid = 3;
 const memoryZone = 'mem0';
 /** A guest that resets would be booted from here: nothing is there, so the VMM ends instead of serving another guest. */
 const noKernel = '/nonexistent';
-const kernelArguments = 'console=ttyS0 quiet panic=-1 clocksource=kvm-clock';
+const kernelArguments = `${commonKernelArguments} clocksource=kvm-clock`;
 
 interface MemoryZone {
   id: string;

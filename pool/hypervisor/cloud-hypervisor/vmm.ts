@@ -2,7 +2,7 @@
 // Refuses to own the VM in it (cloud-hypervisor-machine.ts).
 // Invariant: end() leaves no process, slot, group; a process whose version is not known to work is never used.
 import { mkdir, rename, rm } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import type { Readable } from 'node:stream';
 import { setTimeout as delay } from 'node:timers/promises';
 import { withDeadline } from '../../../shared/deadline.ts';
@@ -79,6 +79,7 @@ export class Vmm {
       });
       vmm = new Vmm(host, slot, dir, child);
       await recordProcess(runDir, vmm.pid, programName);
+      await vmm.#joinGroup(basename(runDir));
       await withDeadline('the start of Cloud Hypervisor', startTimeoutMs, vmm.#answering());
       return vmm;
     } catch (error) {
@@ -97,7 +98,7 @@ export class Vmm {
   }
 
   /** Takes it, its directory and its record to the run directory of the VM it is to hold. */
-  async moveTo(runDir: string, vmId: string, limits: CgroupLimits): Promise<void> {
+  async moveTo(runDir: string, limits: CgroupLimits): Promise<void> {
     const spareDir = dirname(this.#dir);
     await recordProcess(runDir, this.pid, programName);
     const dir = join(runDir, directoryName);
@@ -106,8 +107,7 @@ export class Vmm {
     this.#dir = dir;
     void this.#api.close();
     this.#api = this.#connect();
-    this.#cgroup = await this.#host.cgroups?.create(vmId, limits);
-    await this.#cgroup?.add(this.pid);
+    await this.#cgroup?.limit(limits);
   }
 
   /** Without effect on a process that has ended. */
@@ -171,6 +171,11 @@ export class Vmm {
     if (this.#mounted !== undefined) await unmountFile(this.#mounted);
     await this.#cgroup?.remove();
     this.#host.slots.giveBack(this.slot);
+  }
+
+  async #joinGroup(name: string): Promise<void> {
+    this.#cgroup = await this.#host.cgroups?.create(name);
+    await this.#cgroup?.add(this.pid);
   }
 
   #connect(): ApiClient {

@@ -2,6 +2,7 @@
 // device state by path); only files, descriptors and the memory's sharing differ.
 // Facts: measured on QEMU 7.2 (Debian 12); `docs/decisions/0003-qemu.md` says why each option stands.
 import { agentPort, controlPortName, runnerPort } from '../../../shared/agent-protocol.ts';
+import { commonKernelArguments } from '../guest-kernel.ts';
 import type { GuestImage, MachineShape } from '../hypervisor.ts';
 
 /** Descriptors that the driver hands to the child, by number. */
@@ -91,7 +92,7 @@ const bootArgs = (image: GuestImage): string[] => [
   '-initrd',
   image.initrdPath,
   '-append',
-  'console=ttyS0 quiet panic=-1 reboot=t init_on_free=1',
+  `${commonKernelArguments} reboot=t`,
 ];
 
 // The state comes from `xen-save-devices-state`, which writes no configuration section.
