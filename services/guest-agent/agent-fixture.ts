@@ -1,9 +1,9 @@
 // Owns a real agent process in process mode for the tests: started, spoken to, ended, its directory removed.
 // Invariant: disposing leaves no process and no file.
 import assert from 'node:assert/strict';
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -58,6 +58,22 @@ export class AgentFixture {
       await fixture[Symbol.asyncDispose]();
       throw error;
     }
+  }
+
+  /** A ready sandbox, and the directory that its relative paths are of. */
+  static async startWithHome(): Promise<[agent: AgentFixture, home: string]> {
+    const agent = await AgentFixture.start();
+    const home = join(agent.rootDir, 'home');
+    await mkdir(home, { recursive: true });
+    return [agent, home];
+  }
+
+  /** A mounted file system of 64 KiB and 20 entries, or undefined where this user may not mount. */
+  async tinyFileSystem(): Promise<string | undefined> {
+    const path = join(this.rootDir, 'full');
+    await mkdir(path);
+    const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64k,nr_inodes=20', 'tmpfs', path]);
+    return mounted.status === 0 ? path : undefined;
   }
 
   get origin(): string {

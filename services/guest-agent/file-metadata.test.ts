@@ -1,6 +1,6 @@
 // Tests metadata of files: what is taken, kept, replaced, shown and refused, on a real agent process.
 import assert from 'node:assert/strict';
-import { mkdir, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
 import { AgentFixture } from './agent-fixture.ts';
@@ -9,9 +9,7 @@ import { listAttributes, readAttribute, writeAttribute } from './extended-attrib
 let agent: AgentFixture;
 let home: string;
 before(async () => {
-  agent = await AgentFixture.start();
-  home = join(agent.rootDir, 'home');
-  await mkdir(home, { recursive: true });
+  [agent, home] = await AgentFixture.startWithHome();
 });
 after(() => agent?.[Symbol.asyncDispose]());
 

@@ -14,9 +14,7 @@ import { codingFor, parseRange } from './content-negotiation.ts';
 let agent: AgentFixture;
 let home: string;
 before(async () => {
-  agent = await AgentFixture.start();
-  home = join(agent.rootDir, 'home');
-  await mkdir(home, { recursive: true });
+  [agent, home] = await AgentFixture.startWithHome();
 });
 after(() => agent?.[Symbol.asyncDispose]());
 
@@ -293,7 +291,7 @@ describe('POST /files', () => {
   });
 
   it('says 507 when the disk is full, and leaves the connection usable for the answer', async (context) => {
-    const full = await tinyFileSystem();
+    const full = await agent.tinyFileSystem();
     if (full === undefined) return context.skip('no permission to mount a tmpfs');
     try {
       const body = Buffer.alloc(4 * 1024 * 1024);
@@ -357,11 +355,3 @@ describe('POST /files/compose', () => {
     assert.equal(await readFile(join(home, 'there'), 'utf8'), 'x');
   });
 });
-
-/** A mounted file system of 64 KiB and 20 entries, or undefined where this user may not mount. */
-async function tinyFileSystem(): Promise<string | undefined> {
-  const path = join(agent.rootDir, 'full');
-  await mkdir(path);
-  const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64k,nr_inodes=20', 'tmpfs', path]);
-  return mounted.status === 0 ? path : undefined;
-}

@@ -9,9 +9,7 @@ import { AgentFixture, type StreamMessage } from './agent-fixture.ts';
 let agent: AgentFixture;
 let home: string;
 before(async () => {
-  agent = await AgentFixture.start();
-  home = join(agent.rootDir, 'home');
-  mkdirSync(home, { recursive: true });
+  [agent, home] = await AgentFixture.startWithHome();
 });
 after(() => agent?.[Symbol.asyncDispose]());
 

@@ -12,9 +12,7 @@ import { tokenRoutes } from './sandbox-routes.ts';
 let agent: AgentFixture;
 let home: string;
 before(async () => {
-  agent = await AgentFixture.start();
-  home = join(agent.rootDir, 'home');
-  await mkdir(home, { recursive: true });
+  [agent, home] = await AgentFixture.startWithHome();
   await writeFile(join(home, 'secret'), 'secret words');
 });
 after(() => agent?.[Symbol.asyncDispose]());

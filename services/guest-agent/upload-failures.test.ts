@@ -15,9 +15,7 @@ const bodyBytes = 24 * 1024 * 1024;
 let agent: AgentFixture;
 let home: string;
 before(async () => {
-  agent = await AgentFixture.start();
-  home = join(agent.rootDir, 'home');
-  await mkdir(home, { recursive: true });
+  [agent, home] = await AgentFixture.startWithHome();
 });
 after(() => agent?.[Symbol.asyncDispose]());
 
@@ -54,7 +52,7 @@ describe('a multipart upload that fails', () => {
   });
 
   it('is answered when the disk is full, with what came before and after it', async (context) => {
-    const full = await tinyFileSystem();
+    const full = await agent.tinyFileSystem();
     if (full === undefined) return context.skip('no permission to mount a tmpfs');
     try {
       assert.deepEqual(await upload(`?path=${full}/x`, 'x'), [507, 507]);
@@ -81,10 +79,3 @@ describe('a multipart upload that fails', () => {
     socket.destroy();
   });
 });
-
-async function tinyFileSystem(): Promise<string | undefined> {
-  const path = join(agent.rootDir, 'full');
-  await mkdir(path);
-  const mounted = spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', path]);
-  return mounted.status === 0 ? path : undefined;
-}
