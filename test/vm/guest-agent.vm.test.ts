@@ -1,15 +1,19 @@
 // Holds the guest agent to what only a real guest shows: a disk that is full, users with rights of their own, many streams
-// of one sandbox at once. Refuses to own what an agent on the host shows as well (services/guest-agent).
-// Invariant: one sandbox for all of it; each test leaves it as it was. On demand: the read after a full disk does not yet answer
-// in time in a real guest.
+// of one sandbox at once, memory on both sides of a large file. Refuses to own what an agent on the host shows as well
+// (services/guest-agent). Invariant: one sandbox for all of it; each test leaves it as it was.
 import assert from 'node:assert/strict';
+import { readFile, writeFile } from 'node:fs/promises';
 import { after, before, describe, it, type TestContext } from 'node:test';
 import { CommandExitError, NoSpaceError, Sandbox } from '../../sdk/typescript/index.ts';
 import { newDataDir, removeDir, startThaw, type ThawProcess } from './thaw-process.ts';
 
 const requestTimeoutMs = 120_000;
 const streams = 50;
-const linesOfEach = 500;
+const linesOfEach = 100;
+const mib = 1024 * 1024;
+const largeBytes = 100 * mib;
+/** A fraction of the file, and more than what a collector of garbage lets grow. */
+const flatMb = 60;
 
 let thaw: ThawProcess;
 let dataDir: string;
@@ -38,7 +42,54 @@ while [ $size -ge 4096 ]; do
 done
 `;
 
+const peakIn = (status: string): number => Number(/VmHWM:\s+(\d+)/.exec(status)![1]) / 1024;
+
+/** The most memory that Thaw and the agent have had since `forgetPeaks`, in MB. */
+async function peaksMb(): Promise<{ host: number; guest: number }> {
+  const host = peakIn(await readFile(`/proc/${thaw.pid}/status`, 'utf8'));
+  // A command's parent is the agent.
+  return { host, guest: peakIn((await asRoot('cat /proc/$PPID/status')).stdout) };
+}
+
+async function forgetPeaks(): Promise<void> {
+  await writeFile(`/proc/${thaw.pid}/clear_refs`, '5');
+  await asRoot('echo 5 > /proc/$PPID/clear_refs');
+}
+
+function chunksOf(sizeBytes: number): ReadableStream<Uint8Array> {
+  const chunk = Buffer.alloc(mib, 'thaw');
+  let leftBytes = sizeBytes;
+  return new ReadableStream({
+    pull(controller) {
+      if (leftBytes === 0) return controller.close();
+      controller.enqueue(chunk);
+      leftBytes -= chunk.length;
+    },
+  });
+}
+
 describe('the agent of a real guest', () => {
+  it('carries 100 MB each way with flat memory on the host and in the guest', async (context: TestContext) => {
+    await forgetPeaks();
+    const before = await peaksMb();
+    const startMs = performance.now();
+    await sbx.files.write('large', chunksOf(largeBytes), { requestTimeoutMs });
+    const writtenMs = performance.now();
+    let sizeBytes = 0;
+    const reading = await sbx.files.read('large', { format: 'stream', requestTimeoutMs });
+    for await (const part of reading) sizeBytes += part.length;
+    const readMs = performance.now();
+    assert.equal(sizeBytes, largeBytes);
+    await sbx.files.remove('large');
+    const after = await peaksMb();
+    context.diagnostic(
+      `written in ${(writtenMs - startMs).toFixed(0)} ms, read in ${(readMs - writtenMs).toFixed(0)} ms; peak before and ` +
+        `after in MB: host ${before.host.toFixed(0)}, ${after.host.toFixed(0)}; guest ${before.guest.toFixed(0)}, ${after.guest.toFixed(0)}`,
+    );
+    for (const side of ['host', 'guest'] as const)
+      assert.ok(after[side] - before[side] < flatMb, `${side}: ${before[side]} → ${after[side]} MB`);
+  });
+
   it('says 507 when its disk is full, and goes on when it is not any more', async () => {
     await sbx.files.write('before', 'kept');
     await asRoot(fillDisk);
