@@ -49,7 +49,7 @@ over agents that are processes of the host.
 Unmodified \`e2b\` clients from npm and PyPI, with \`E2B_API_URL\` and \`E2B_SANDBOX_URL\` set to Thaw's address. ✓ passed, ✗ failed, – not
 tried, for the reason below.
 
-${renderTable(columns, scenarios)}
+${renderTable(columns, scenarios).trimEnd()}
 `;
 
 export interface Page {
