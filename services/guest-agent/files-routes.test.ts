@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, readdir, readFile, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, symlink, truncate, writeFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -134,6 +134,17 @@ describe('GET /files', () => {
     } finally {
       writer.kill('SIGKILL');
     }
+  });
+
+  it('breaks off a file that shrinks on its way, and goes on serving', async () => {
+    const path = join(home, 'shrinking');
+    // More than the sockets in between hold.
+    await writeFile(path, Buffer.alloc(64 * 1024 * 1024));
+    const response = await agent.fetch('/files?path=shrinking');
+    assert.equal(response.headers.get('content-length'), String(64 * 1024 * 1024));
+    await truncate(path, 1);
+    await assert.rejects(response.arrayBuffer());
+    assert.equal(await (await agent.fetch('/files?path=shrinking')).text(), '\0');
   });
 
   it('refuses what is no file', async () => {
