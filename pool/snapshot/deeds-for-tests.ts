@@ -45,13 +45,12 @@ async function capture(dataDir: string): Promise<void> {
 }
 
 export const deeds = {
-  'arrive with its memory in the store': (dataDir: string, storeDir: string) =>
-    arrive(dataDir, storeDir, true),
-  'arrive as a whole': (dataDir: string, storeDir: string) => arrive(dataDir, storeDir, false),
-  'become whole when all of their memory has come': (dataDir: string) =>
+  arrivePaged: (dataDir: string, storeDir: string) => arrive(dataDir, storeDir, true),
+  arriveWhole: (dataDir: string, storeDir: string) => arrive(dataDir, storeDir, false),
+  becomeWhole: (dataDir: string) =>
     libraryIn(dataDir).becomeWhole(deedId, join(pathsOf(dataDir).keptDir, deedId)),
-  'get a page file of their own': (dataDir: string) => libraryIn(dataDir).materialise(deedId),
-  'are captured': capture,
-  'are evicted': async (dataDir: string) => void (await libraryIn(dataDir).evict(deedId)),
-  'are removed': (dataDir: string) => libraryIn(dataDir).remove(deedId),
+  materialise: (dataDir: string) => libraryIn(dataDir).materialise(deedId),
+  capture,
+  evict: async (dataDir: string) => void (await libraryIn(dataDir).evict(deedId)),
+  remove: (dataDir: string) => libraryIn(dataDir).remove(deedId),
 };

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after, before, describe, it } from 'node:test';
+import { after, before, describe, it, type TestContext } from 'node:test';
 import { silentLog as log } from '../../shared/log.ts';
 import { type Paths, pathsOf, snapshotFilesIn } from '../host/paths.ts';
 import { reclaim } from '../host/reclaim.ts';
@@ -52,7 +52,7 @@ describe('snapshots, when a crash interrupts them at any change,', () => {
   });
 
   /** A snapshot in the form that the deed begins with. */
-  async function prepare(dataDir: string, deed: string): Promise<void> {
+  async function prepare(dataDir: string, deed: Deed): Promise<void> {
     const paths = pathsOf(dataDir);
     await mkdir(paths.snapshotsDir, { recursive: true });
     await writeFile(join(dataDir, 'blank'), Buffer.alloc(image.disk.length));
@@ -61,12 +61,12 @@ describe('snapshots, when a crash interrupts them at any change,', () => {
     await mkdir(paths.snapshotDir(deedId));
     await writeFile(files.devicesPath, image.devices);
     await writeFile(files.diskPath, image.disk);
-    if (deed.startsWith('become')) {
+    if (deed === 'becomeWhole') {
       await mkdir(paths.keptDir);
       await writeFile(join(paths.keptDir, deedId), image.memory);
       await writeFile(files.manifestPath, 'of no interest here');
       await writeRecord(paths.snapshotDir(deedId), recordOf(paths, { form: 'paged' }));
-    } else if (deed.startsWith('get')) {
+    } else if (deed === 'materialise') {
       await writeFile(files.basePagesPath, image.memory);
       await writeFile(files.deltaPath, changedPage);
       await writeDeltaRuns(files.deltaRunsPath, [{ offsetBytes: 0, sizeBytes: changedPage.length }]);
@@ -90,7 +90,7 @@ describe('snapshots, when a crash interrupts them at any change,', () => {
   const changed = Buffer.concat([changedPage, image.memory.subarray(changedPage.length)]);
 
   /** As the next start finds them. @returns their forms, by id. */
-  async function assertWhole(dataDir: string, deed: string): Promise<string[]> {
+  async function assertWhole(dataDir: string, deed: Deed): Promise<string[]> {
     const paths = pathsOf(dataDir);
     await reclaim({ paths, log });
     const found: string[] = [];
@@ -98,7 +98,7 @@ describe('snapshots, when a crash interrupts them at any change,', () => {
       const record = await readRecord(paths.snapshotDir(name));
       assert.ok(record, `${name} has a record`);
       assert.deepEqual((await verifyLocal(record.dir))?.damaged, [], name);
-      const isChanged = deed.startsWith('get') || record.names.includes('captured');
+      const isChanged = deed === 'materialise' || record.names.includes('captured');
       const memory = await memoryOf(record);
       if (memory) assert.ok(memory.equals(isChanged ? changed : image.memory), `${name}: its memory`);
       found.push(record.names.includes('captured') ? 'captured' : record.form);
@@ -120,31 +120,40 @@ describe('snapshots, when a crash interrupts them at any change,', () => {
     return { died: outcome === 'died', found };
   }
 
+  /** Forms of what is there before and after. */
   const outcomes: Record<Deed, [before: string, after: string]> = {
-    'arrive with its memory in the store': ['', 'paged'],
-    'arrive as a whole': ['', 'whole'],
-    'become whole when all of their memory has come': ['paged', 'whole'],
-    'get a page file of their own': ['delta', 'whole'],
-    'are captured': ['whole', 'captured,whole'],
-    'are evicted': ['whole', ''],
-    'are removed': ['whole', ''],
+    arrivePaged: ['', 'paged'],
+    arriveWhole: ['', 'whole'],
+    becomeWhole: ['paged', 'whole'],
+    materialise: ['delta', 'whole'],
+    capture: ['whole', 'captured,whole'],
+    evict: ['whole', ''],
+    remove: ['whole', ''],
   };
-  for (const deed of Object.keys(deeds) as Deed[])
-    it(`row 22: ${deed} in one step`, async (t) => {
-      const [first, last] = outcomes[deed];
-      const seen: string[] = [];
-      for (let step = 0, died = true; died; step++) {
-        assert.ok(step < maxChanges, 'it comes to its end at last');
-        const tried = await tryStep(deed, step);
-        seen.push(tried.found);
-        died = tried.died;
-      }
-      t.diagnostic(`${seen.length - 1} changes: ${seen.map((found) => found || 'nothing').join(', ')}`);
-      const turn = seen.indexOf(last);
-      assert.ok(turn >= 0 && seen.slice(0, turn).every((found) => found === first), 'what was, up to a step');
-      assert.ok(
-        seen.slice(turn).every((found) => found === last),
-        'and from there on what is to be',
-      );
-    });
+
+  async function atEveryChange(t: TestContext, deed: Deed): Promise<void> {
+    const [first, last] = outcomes[deed];
+    const seen: string[] = [];
+    for (let step = 0, died = true; died; step++) {
+      assert.ok(step < maxChanges, 'it comes to its end at last');
+      const tried = await tryStep(deed, step);
+      seen.push(tried.found);
+      died = tried.died;
+    }
+    t.diagnostic(`${seen.length - 1} changes: ${seen.map((found) => found || 'nothing').join(', ')}`);
+    const turn = seen.indexOf(last);
+    assert.ok(turn >= 0 && seen.slice(0, turn).every((found) => found === first), 'what was, up to a step');
+    assert.ok(
+      seen.slice(turn).every((found) => found === last),
+      'and from there on what is to be',
+    );
+  }
+
+  it('row 22: are captured in one step', (t) => atEveryChange(t, 'capture'));
+  it('row 22: come from the store in one step, but for their memory', (t) => atEveryChange(t, 'arrivePaged'));
+  it('row 22: come from the store in one step, with their memory', (t) => atEveryChange(t, 'arriveWhole'));
+  it('become whole in one step when all of their memory has come', (t) => atEveryChange(t, 'becomeWhole'));
+  it('get a page file of their own in one step', (t) => atEveryChange(t, 'materialise'));
+  it('are evicted in one step', (t) => atEveryChange(t, 'evict'));
+  it('are removed in one step', (t) => atEveryChange(t, 'remove'));
 });

@@ -142,8 +142,10 @@ function rows(world: StoredWorld): void {
       world.proxy().set({ firstByteDelayMs: 20 });
     }
     await eventually('no VM of them is left', async () => (await node.vmmPids()).length === vmms.length);
-    const next = await create(cold[6]!.snapshotId);
-    assert.equal(next.status, 201, 'the store is back');
+    const next = await eventually('the store is asked again', async () => {
+      const answer = await create(cold[6]!.snapshotId);
+      return answer.status === 201 && answer;
+    });
     await node.call(`/sandboxes/${await idOf(next)}`, { method: 'DELETE' });
   });
 
