@@ -113,6 +113,12 @@ describe('a node’s snapshots with a store', { skip }, () => {
   });
 
   it('tells each copy’s state', async () => {
+    assert.equal((await snapshots.inspect('saved')).workingSet, null);
+    await stored.learnt({ snapshotId, memoryMb: 4 }, [
+      [{ page: 3, pageCount: 2 }],
+      [{ page: 4, pageCount: 4 }],
+    ]);
+    assert.deepEqual((await snapshots.inspect('saved')).workingSet, { pages: 5, clones: 2 });
     const sound = await snapshots.verify('saved');
     assert.equal(sound.snapshotId, snapshotId);
     assert.deepEqual(verdicts(sound.copies), [
