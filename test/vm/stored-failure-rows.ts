@@ -28,7 +28,7 @@ const run = promisify(execFile);
 const mayMount = process.getuid?.() === 0;
 const herd = 12;
 const endsWithinMs = 1_000;
-const slowFirstByteMs = 400;
+const slowFirstByteMs = 200;
 /** Of a create whose pages do not come: a read's own, twice, since a restore is tried twice; and what the VMs take. */
 const stalledWithinMs = 45_000;
 
