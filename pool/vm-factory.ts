@@ -2,6 +2,7 @@
 // Refuses to own how many there are (pool.ts) and how snapshots come to be (snapshot-builder.ts).
 // Invariant: what it returns has answered; what failed on the way leaves no process and no file.
 import { mkdir, rm } from 'node:fs/promises';
+import { setTimeout as delay } from 'node:timers/promises';
 import { Pool as Connections } from 'undici';
 import type { ControlEvent } from '../shared/agent-protocol.ts';
 import { Cleanup } from '../shared/cleanup.ts';
@@ -17,6 +18,7 @@ import type { Address, Compatibility, GuestImage, Hypervisor, Machine } from './
 import { type CaptureRequest, captureVm } from './snapshot/capture.ts';
 import { type CloneFiles, completeCloneFiles, takeCloneFiles } from './snapshot/clone-files.ts';
 import { SnapshotLibrary } from './snapshot/library.ts';
+import type { PagedLease } from './snapshot/paged-lease.ts';
 import { differences, type SnapshotRecord } from './snapshot/record.ts';
 import type { Vm, VmFactory } from './vm.ts';
 
@@ -121,7 +123,7 @@ export class LocalVmFactory implements VmFactory {
       files.lease?.answered();
       return vm;
     } catch (error) {
-      throw restoreError(snapshotId, files.lease?.failure ?? error);
+      throw restoreError(snapshotId, (await failureOf(files.lease, signal)) ?? error);
     }
   }
 
@@ -188,6 +190,15 @@ export class LocalVmFactory implements VmFactory {
 function restoreError(snapshotId: string, error: unknown): ThawError {
   if (error instanceof ThawError && named.has(error.code)) return error;
   return new ThawError('restore-failed', `${snapshotId}: ${(error as Error).message}`, { cause: error });
+}
+
+/** A VMM that dies of a missing page may be heard of before the page is. */
+const failureWaitMs = 500;
+
+async function failureOf(lease: PagedLease | undefined, signal: AbortSignal): Promise<ThawError | undefined> {
+  if (!lease || lease.failure || signal.aborted) return lease?.failure;
+  const told = new Promise<ThawError>((resolve) => lease.onFailure(resolve));
+  return await Promise.race([told, delay(failureWaitMs, undefined, { ref: false })]);
 }
 
 const named = new Set<string>([

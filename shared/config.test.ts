@@ -80,6 +80,15 @@ describe('configuration', () => {
       assert.match(refusal({ env: { THAW_DOMAIN: bad } }), /THAW_DOMAIN: expected/, bad);
   });
 
+  it('takes marks of the disk only in their order', () => {
+    const { evictAbovePercent, evictToPercent } = resolve({ env: {} }).config;
+    assert.deepEqual([evictAbovePercent, evictToPercent], [85, 80]);
+    const crossed = { THAW_EVICT_ABOVE_PERCENT: '70', THAW_EVICT_TO_PERCENT: '70' };
+    assert.match(refusal({ env: crossed }), /THAW_EVICT_TO_PERCENT \(70\) must be below/);
+    assert.match(refusal({ env: { THAW_EVICT_ABOVE_PERCENT: '70' } }), /must be below/);
+    assert.match(refusal({ env: { THAW_EVICT_ABOVE_PERCENT: '101' } }), /from 1 to 100/);
+  });
+
   it('never shows a secret, not even a wrong one', () => {
     const apiKey = newApiKey();
     const shown = JSON.stringify(shownConfig(resolve({ env: { THAW_API_KEY: apiKey } })));

@@ -67,7 +67,7 @@ export const metrics = {
   fallbacks: counter('thaw_fallbacks_total', 'Times a slower path was taken.', ['kind']),
   evictions: counter(
     'thaw_evictions_total',
-    'Things removed from a disk that had filled up, to be had again elsewhere.',
+    'Things removed from a disk that had filled up: snapshot, upload, kept-page-file, spool.',
     ['kind'],
   ),
   evictedBytes: counter('thaw_evicted_bytes_total', 'Bytes that evictions gave back.', ['kind']),

@@ -41,6 +41,7 @@ interface PagedFile {
   holders: Set<(failure: ThawError) => void>;
   leases: number;
   failure: ThawError | undefined;
+  failedAtMs: number;
   whole: PromiseWithResolvers<string> | undefined;
   kept: boolean;
 }
@@ -49,6 +50,8 @@ interface PagedFile {
 const keepTimeoutMs = 600_000;
 /** What was expected and did not come is let go again. */
 const expectedMs = 60_000;
+/** Longer than the pager is silent between two reports of one file. */
+const freshFailureMs = 200;
 /** The kernel tells that a file is closed a moment after its VMM has ended. */
 const dropRetryMs = 200;
 
@@ -84,8 +87,8 @@ export class PagedMemory implements PagedSnapshots {
   async lease(record: SnapshotRecord): Promise<PagedLease> {
     const file = await this.#settledFileOf(imageOf(record));
     file.leases++;
-    // What could not be had once may be there now.
-    file.failure = undefined;
+    // What could not be had once may be there now; what failed just now fails again, and is not told of a second time.
+    if (performance.now() - file.failedAtMs > freshFailureMs) file.failure = undefined;
     try {
       return leaseOf(file, await file.path, {
         answered: () => void this.#answered(file),
@@ -167,6 +170,7 @@ export class PagedMemory implements PagedSnapshots {
       holders: new Set(),
       leases: 0,
       failure: undefined,
+      failedAtMs: Number.NEGATIVE_INFINITY,
       whole: undefined,
       kept: false,
     };
@@ -287,6 +291,7 @@ export class PagedMemory implements PagedSnapshots {
 
   #fail(file: PagedFile, failure: ThawError): void {
     file.failure = failure;
+    file.failedAtMs = performance.now();
     for (const listener of file.holders) listener(failure);
     file.whole?.reject(failure);
     file.whole = undefined;

@@ -125,6 +125,14 @@ describe('captures of running VMs', () => {
     assert.equal(child.base, snapshotId);
   });
 
+  it('give a clone their page file itself: nothing is copied, nothing read', async () => {
+    const { pagesPath } = snapshotFilesIn(template.dir);
+    const before = await stat(pagesPath, { bigint: true });
+    const { files } = await start();
+    const { ino, atimeNs, blocks } = await stat(files.from.pagesPath, { bigint: true });
+    assert.deepEqual([ino, atimeNs, blocks], [before.ino, before.atimeNs, before.blocks]);
+  });
+
   it('outlive everything they came from', async () => {
     const vm = await start();
     vm.machine.pages = Buffer.alloc(4096, 1);

@@ -141,6 +141,8 @@ describe('a disk that fills up', { skip }, () => {
     await sweeping.sweep();
     assert.deepEqual(await here(), [vm, held, pool, recent].sort());
     assert.match(sweeping.note!, /in use, or only here/);
+    for (const used of [vm!, held!])
+      assert.equal(await library.evict(used), undefined, 'whoever asks for it');
     assert.equal(rest.length, 3);
     ended();
     hold[Symbol.dispose]();

@@ -106,19 +106,25 @@ export class Eviction {
 
   /** @returns why no more can go; undefined when enough has gone. */
   async #evictSnapshots(): Promise<string | undefined> {
-    const { stored, marks } = this.#options;
+    const { stored, marks, library } = this.#options;
     if (!stored) return 'nothing is evicted without a store (THAW_STORE)';
     const left = await this.#leastRecentlyUsedFirst();
     const staying = new Set<SnapshotRecord>();
-    while (!this.#closed && (await this.#usedPercent()) > marks.toPercent) {
+    // Counted, too: a file system may give room back later than it removes.
+    let missingBytes = await bytesAbove(library.paths.dataDir, marks.toPercent);
+    while (!this.#closed && missingBytes > 0 && (await this.#usedPercent()) > marks.toPercent) {
       const next = nextOf(left, staying, stored);
       if (!next) return 'what is left on this node is in use, or only here';
       try {
-        if (await this.#evict(next, stored)) left.splice(left.indexOf(next), 1);
-        else staying.add(next);
+        const bytes = await this.#evict(next, stored);
+        if (bytes === undefined) staying.add(next);
+        else left.splice(left.indexOf(next), 1);
+        missingBytes -= bytes ?? 0;
       } catch (error) {
         if (!(error instanceof ThawError)) throw error;
-        return `the store does not say what it has: ${error.message}`;
+        // Removed meanwhile, by somebody who may.
+        if (error.code === 'template-not-found') left.splice(left.indexOf(next), 1);
+        else return `the store does not say what it has: ${error.message}`;
       }
     }
     return undefined;
@@ -135,20 +141,23 @@ export class Eviction {
     return rows.sort((a, b) => a.usedAtMs - b.usedAtMs).map(({ record }) => record);
   }
 
-  /** @returns whether it went. @throws ThawError of the store. */
-  async #evict(record: SnapshotRecord, stored: NonNullable<EvictionOptions['stored']>): Promise<boolean> {
+  /** @returns bytes that this gave back; undefined when it stays. @throws ThawError of the store. */
+  async #evict(
+    record: SnapshotRecord,
+    stored: NonNullable<EvictionOptions['stored']>,
+  ): Promise<number | undefined> {
     const { library, inUse, restMs, log } = this.#options;
     const { snapshotId, kind, form } = record;
     const usedAtMs = await library.use.lastUsedAtMs(snapshotId);
     const isUsed = () => library.use.isUsed(snapshotId) || inUse().has(snapshotId);
-    if (Date.now() - usedAtMs < restMs || isUsed()) return false;
-    if (!(await stored.hasAllOf(record)) || isUsed()) return false;
+    if (Date.now() - usedAtMs < restMs || isUsed()) return undefined;
+    if (!(await stored.hasAllOf(record)) || isUsed()) return undefined;
     const bytes = await library.evict(snapshotId);
-    if (bytes === undefined) return false;
+    if (bytes === undefined) return undefined;
     await stored.unpin(snapshotId);
     counted('snapshot', bytes);
     log.info({ snapshotId, kind, form, bytes, usedAtMs }, 'evicted: the snapshot is in the store');
-    return true;
+    return bytes;
   }
 
   async #usedPercent(): Promise<number> {
@@ -172,10 +181,20 @@ export class Eviction {
 }
 
 /** As `df` counts: what only root may use is not there. @throws what statfs fails with. */
-export async function usedRatio(dir: string): Promise<number> {
-  const { blocks, bfree, bavail } = await statfs(dir);
+async function usageOf(dir: string): Promise<{ usedBytes: number; sizeBytes: number }> {
+  const { blocks, bfree, bavail, bsize } = await statfs(dir);
   const used = blocks - bfree;
-  return used + bavail === 0 ? 0 : used / (used + bavail);
+  return { usedBytes: used * bsize, sizeBytes: (used + bavail) * bsize };
+}
+
+export async function usedRatio(dir: string): Promise<number> {
+  const { usedBytes, sizeBytes } = await usageOf(dir);
+  return sizeBytes === 0 ? 0 : usedBytes / sizeBytes;
+}
+
+async function bytesAbove(dir: string, percent: number): Promise<number> {
+  const { usedBytes, sizeBytes } = await usageOf(dir);
+  return usedBytes - (sizeBytes * percent) / 100;
 }
 
 /** The first that nobody here needs: not the base of a delta, and not the parent over which a child is to be published. */

@@ -98,6 +98,17 @@ export const sharedShapes = {
     }),
     compatibility: Type.Record(text, text, { description: 'what a host must be to restore it' }),
     createdAt: moment,
+    workingSet: Type.Optional(
+      orNull(
+        Type.Object(
+          { pages: count, clones: count },
+          {
+            description:
+              'of one that is inspected: pages that clones touch before their first answer, learnt of so many',
+          },
+        ),
+      ),
+    ),
   }),
 };
 

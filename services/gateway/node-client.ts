@@ -113,6 +113,8 @@ export interface SnapshotFacts {
   pauseMs: Record<string, number>;
   compatibility: Record<string, string>;
   createdAt: string;
+  /** Only when it is inspected, and in the store: pages that clones touch before their first answer, and of how many it was learnt. */
+  workingSet?: { pages: number; clones: number } | null;
 }
 
 /** What was looked at of one copy of a snapshot, and what of it is not as it should be. */

@@ -1,4 +1,5 @@
-// What the node says of a snapshot that it checks: its own copy and the store's, sound, damaged, and when one is missing.
+// What the node says of a snapshot that is only in the store, and of one that it checks: its own copy and the store's, sound,
+// damaged, and when one is missing.
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
 import { mkdir, mkdtemp, open, readdir, rm, truncate, writeFile } from 'node:fs/promises';
@@ -22,6 +23,7 @@ import { StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
 import { DirectoryStore } from '../../pool/store/directory-store.ts';
 import { silentLog as log } from '../../shared/log.ts';
 import type { VerifiedCopy } from '../gateway/node-client.ts';
+import type { RunningSandbox } from './node-sandboxes.ts';
 import { NodeSnapshots } from './node-snapshots.ts';
 
 const run = promisify(execFile);
@@ -32,7 +34,7 @@ const hasQemu = await run('qemu-img', ['--version']).then(
 const skip = hasQemu ? false : 'qemu-img is not installed: apt-get install qemu-utils';
 const snapshotId = testId(1);
 
-describe('a check of a snapshot on a node with a store', { skip }, () => {
+describe('a node’s snapshots with a store', { skip }, () => {
   let dir: string;
   let library: SnapshotLibrary;
   let stored: StoredSnapshots;
@@ -90,7 +92,33 @@ describe('a check of a snapshot on a node with a store', { skip }, () => {
   const verdicts = (copies: VerifiedCopy[]) =>
     copies.map(({ copy, checked, damaged }) => [copy, checked > 0, damaged.map(({ what }) => what)]);
 
+  it('finds what is only in the store by its name, shows it where it is, and has it brought', async () => {
+    await library.evict(snapshotId);
+    for (const word of ['saved', 'saved:default', snapshotId]) {
+      const { here, stored: state, children, clones } = await snapshots.inspect(word);
+      assert.deepEqual([here, state, children, clones], [false, 'yes', [], 0]);
+    }
+    const capture = () => assert.fail('its name is taken');
+    const sandbox = { sandboxId: 'sbx', lease: { vm: { capture } } } as unknown as RunningSandbox;
+    await assert.rejects(snapshots.capture(sandbox, { names: ['saved'], keepRunning: true }), {
+      code: 'conflict',
+    });
+    assert.equal((await snapshots.find('saved')).snapshotId, snapshotId);
+    assert.equal((await snapshots.inspect('saved')).here, true);
+    for (const word of ['nothing', testId(9)]) {
+      await assert.rejects(snapshots.inspect(word), { code: 'template-not-found' });
+      await assert.rejects(snapshots.find(word), { code: 'template-not-found' });
+      await assert.rejects(snapshots.remove(word), { code: 'template-not-found' });
+    }
+  });
+
   it('tells each copy’s state', async () => {
+    assert.equal((await snapshots.inspect('saved')).workingSet, null);
+    await stored.learnt({ snapshotId, memoryMb: 4 }, [
+      [{ page: 3, pageCount: 2 }],
+      [{ page: 4, pageCount: 4 }],
+    ]);
+    assert.deepEqual((await snapshots.inspect('saved')).workingSet, { pages: 5, clones: 2 });
     const sound = await snapshots.verify('saved');
     assert.equal(sound.snapshotId, snapshotId);
     assert.deepEqual(verdicts(sound.copies), [

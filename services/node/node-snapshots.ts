@@ -8,6 +8,7 @@ import { pausesOf } from '../../pool/snapshot/local-capture.ts';
 import type { SnapshotRecord } from '../../pool/snapshot/record.ts';
 import { isCalled, type StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
 import { type LocalVerification, verifyLocal } from '../../pool/snapshot/verify-local.ts';
+import { mergedOrder, pagesOf } from '../../pool/snapshot/working-set.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { snapshotIdPattern, snapshotNamePattern } from '../../shared/ids.ts';
 import type { Log } from '../../shared/log.ts';
@@ -81,10 +82,16 @@ export class NodeSnapshots {
     const summary = record ? stored.get(record.snapshotId) : summaries.find((one) => isCalled(one, word));
     const { snapshotId } = record ?? summary ?? (await this.#lookUp(word));
     const children = childrenOf([...records, ...summaries.map(parented)]).get(snapshotId);
-    if (record) return this.#factsOf(record, children, summary);
+    const workingSet = summary && (await this.#workingSetOf(summary));
+    if (record) return { ...this.#factsOf(record, children, summary), ...(summary && { workingSet }) };
     if (!summary) throw notFound(word);
     const { compatibility } = await this.#options.stored!.load(snapshotId);
-    return { ...storedFactsOf(summary, children), compatibility: { ...compatibility } };
+    return { ...storedFactsOf(summary, children), compatibility: { ...compatibility }, workingSet };
+  }
+
+  async #workingSetOf(memory: SnapshotSummary): Promise<SnapshotFacts['workingSet']> {
+    const set = await this.#options.stored!.workingSetOf(memory);
+    return set ? { pages: pagesOf(mergedOrder(set)), clones: set.recordings.length } : null;
   }
 
   /** By one look at each of the two: what is here, and what the store lists. */

@@ -6,13 +6,11 @@ import { capturedFilesIn } from '../../pool/host/paths.ts';
 import type { PagerClient } from '../../pool/pagefs/pager-client.ts';
 import { endPager, openPager, type PagerProcessOptions } from '../../pool/pagefs/pager-process.ts';
 import type { ImageRef } from '../../pool/pagefs/pager-protocol.ts';
-import { pageBytes } from '../../pool/snapshot/extents.ts';
 import { sparseFileSource } from '../../pool/snapshot/image-source.ts';
 import { Publisher } from '../../pool/snapshot/publish.ts';
 import { readRecord } from '../../pool/snapshot/record.ts';
 import { ClusterKey } from '../../pool/snapshot/signed-object.ts';
 import { manifestKey } from '../../pool/snapshot/store-keys.ts';
-import type { Recording, TouchedRun } from '../../pool/snapshot/working-set.ts';
 import type { BlobStore } from '../../pool/store/blob-store.ts';
 import { openStore } from '../../pool/store/open-store.ts';
 import type { Vm } from '../../pool/vm.ts';
@@ -26,12 +24,10 @@ export interface PagedWorld extends VmWorld {
   storeDir: string;
   restore(snapshotId: string, stages?: StageTimes): Promise<Vm>;
   pagesPathOf(snapshotId: string): string;
-  /** Puts the snapshot's memory into the store, these pages together. @returns stored bytes of its frames. */
-  publish(snapshotId: string, first?: readonly TouchedRun[]): Promise<number>;
-  /** The pages that a clone of the local snapshot touches until `use` has used it, in order. */
-  recordLocally(snapshotId: string, use: (vm: Vm) => Promise<void>): Promise<Recording>;
+  /** Puts the snapshot's memory into the store. */
+  publish(snapshotId: string): Promise<void>;
   /** A new pager, before which an older one ends. Whatever the kernel held of its pages is gone. */
-  startPager(settings?: { firstByteMs?: number; limits?: object }): Promise<PagerClient>;
+  startPager(): Promise<PagerClient>;
   /** From now on clones of the snapshot map the pager's file. */
   page(
     client: PagerClient,
@@ -48,8 +44,8 @@ export async function openPagedWorld(): Promise<PagedWorld> {
   const options: PagerProcessOptions = {
     dir: world.paths.pagerDir,
     mountDir: world.paths.pagefsDir,
-    program: join(import.meta.dirname, 'slow-pager.ts'),
-    settings: {},
+    program: join(import.meta.dirname, '../../services/pager/main.ts'),
+    settings: { storeUrl: `file://${storeDir}`, clusterKey: keyBytes.toString('hex') },
     log: silentLog,
   };
   // Far pages come one by one when nobody knows which are needed: a restore may take long here.
@@ -69,28 +65,11 @@ export async function openPagedWorld(): Promise<PagedWorld> {
       vms.push(vm);
       return vm;
     },
-    publish: (snapshotId, first = []) => publish(world, store, snapshotId, manifestPathOf(snapshotId), first),
-    async recordLocally(snapshotId, use) {
-      const pager = await paged.startPager();
-      const ref: ImageRef = { snapshotId, image: 'memory' };
-      const { pagesPath } = capturedFilesIn(world.paths.snapshotDir(snapshotId));
-      await rename(pagesPath, pagesPathOf(snapshotId));
-      await symlink(
-        await pager.add(ref, { plainPath: pagesPathOf(snapshotId) }, { record: true }),
-        pagesPath,
-      );
-      const vm = await paged.restore(snapshotId);
-      await use(vm);
-      await vm.destroy();
-      await rename(pagesPathOf(snapshotId), pagesPath);
-      return pager.recording(ref);
-    },
-    async startPager({ firstByteMs = 0, limits = {} } = {}) {
+    publish: (snapshotId) => publish(world, store, snapshotId, manifestPathOf(snapshotId)),
+    async startPager() {
       client?.close();
       await endPager(options);
-      const clusterKey = keyBytes.toString('hex');
-      const settings = { storeUrl: `file://${storeDir}`, clusterKey, firstByteMs, limits };
-      client = (await openPager({ ...options, settings })).client;
+      client = (await openPager(options)).client;
       return client;
     },
     async page(pager, snapshotId, { record = false, keepPath } = {}) {
@@ -120,30 +99,25 @@ async function publish(
   store: BlobStore,
   snapshotId: string,
   manifestPath: string,
-  first: readonly TouchedRun[],
-): Promise<number> {
+): Promise<void> {
   const clusterKey = new ClusterKey(keyBytes);
   const publisher = await Publisher.open({ store, clusterKey, spoolDir: join(world.dataDir, 'spool') });
   try {
     const record = (await readRecord(world.paths.snapshotDir(snapshotId)))!;
     const { pagesPath, devicesPath } = capturedFilesIn(record.dir);
-    const { manifest } = await publisher.publish({
+    await publisher.publish({
       ...record,
       source: record.source,
       createdAtMs: Date.parse(record.createdAt),
       memory: {
         sizeBytes: record.memoryMb * 1024 * 1024,
         sources: [await sparseFileSource(pagesPath)],
-        first: first
-          .map(({ page, pageCount }) => ({ offsetBytes: page * pageBytes, sizeBytes: pageCount * pageBytes }))
-          .sort((a, b) => a.offsetBytes - b.offsetBytes),
       },
       // Disks stay local in these tests.
       disk: { sizeBytes: 4096, sources: [] },
       devicesPath,
     });
     await writeFile(manifestPath, await store.get(manifestKey(snapshotId)));
-    return manifest.frames.storedBytes.reduce((sum, bytes) => sum + bytes, 0);
   } finally {
     await publisher.close();
   }

@@ -4,14 +4,22 @@ import { after, before, describe, it } from 'node:test';
 import { Sandbox } from 'e2b';
 import { eventually, newDataDir, removeDir, startThaw, type ThawProcess } from './thaw-process.ts';
 
-/** Counts ten times a second into a file in memory, with the file kept open, so that a gap or a restart would show. */
+/**
+ * Counts ten times a second into a file in memory, with the file kept open, so that a gap or a restart would show. Asked to,
+ * it says what is in a file that has no name any more, and what environment it has.
+ */
 const counter = `
 import os, time
 n = 0
 f = open('/dev/shm/counter', 'w')
+held = open('/home/user/held', 'w+')
+held.write('held-open'); held.flush(); os.unlink('/home/user/held')
 while True:
     n += 1
     f.seek(0); f.write(str(n) + ' ' + str(time.monotonic()) + '\\n'); f.flush()
+    if os.path.exists('/dev/shm/ask') and not os.path.exists('/dev/shm/answer'):
+        held.seek(0)
+        open('/dev/shm/answer', 'w').write(held.read() + ' ' + os.environ['FROM'])
     time.sleep(0.1)
 `;
 
@@ -40,7 +48,8 @@ describe('snapshots of running sandboxes', () => {
   it('S1, S3, S4: a snapshot is taken of all that runs, and the sandbox goes on after a short pause', async (t) => {
     const sandbox = await create();
     await sandbox.files.write('/home/user/counter.py', counter);
-    await sandbox.commands.run('python3 /home/user/counter.py', { background: true, timeoutMs: 0 });
+    const background = { background: true, timeoutMs: 0, envs: { FROM: 'source' } } as const;
+    await sandbox.commands.run('python3 /home/user/counter.py', background);
     await eventually('the counter runs', async () => (await countOf(sandbox).catch(() => 0)) > 3);
     await sandbox.commands.run('echo kept-in-memory > /dev/shm/note; echo unsynced > /home/user/note');
     await sandbox.commands.run(
@@ -71,6 +80,9 @@ describe('snapshots of running sandboxes', () => {
       await outputOf(clone, 'cat /dev/shm/note /home/user/note; ls /workspace'),
       'kept-in-memory\nunsynced\nhere',
     );
+    await outputOf(clone, 'touch /dev/shm/ask');
+    const answered = () => outputOf(clone, 'cat /dev/shm/answer 2>/dev/null || true');
+    assert.equal(await eventually('its process answers', answered), 'held-open source');
     await clone.kill();
   });
 
@@ -125,34 +137,69 @@ open('/dev/shm/outcome', 'w').write(outcome)
     assert.equal(await Sandbox.deleteSnapshot(withConnection, connection()), true);
   });
 
-  it('row 23: pauses and goes on under the same id, ten times, with nothing lost', async () => {
+  it('row 23: pauses and goes on under the same id, twenty times, with nothing lost', async () => {
     const sandbox = await create();
     const { sandboxId } = sandbox;
-    for (let round = 1; round <= 10; round++) {
+    for (let round = 1; round <= 20; round++) {
       await sandbox.commands.run(`echo ${round} >> /home/user/rounds; echo ${round} >> /dev/shm/rounds`);
       assert.equal(await sandbox.pause(), true);
       assert.equal(await sandbox.isRunning(), false);
       await sandbox.connect({ timeoutMs: 600_000 });
       assert.equal(sandbox.sandboxId, sandboxId);
       const expected = Array.from({ length: round }, (_, index) => index + 1).join('\n');
-      assert.equal(await outputOf(sandbox, 'cat /home/user/rounds'), expected);
-      assert.equal(await outputOf(sandbox, 'cat /dev/shm/rounds'), expected);
+      const kept = await outputOf(sandbox, 'cat /home/user/rounds; echo -; cat /dev/shm/rounds');
+      assert.equal(kept, `${expected}\n-\n${expected}`);
     }
     await sandbox.kill();
   });
 
-  it('snapshots a clone of a clone to depth 10', async () => {
-    let from = 'base';
+  it('snapshots a clone of a clone to depth 10, of which none needs its ancestors, and none takes longer', async (t) => {
+    const chain = ['base'];
+    const pausesMs: number[] = [];
     for (let depth = 1; depth <= 10; depth++) {
-      const sandbox = await create(from);
+      const sandbox = await create(chain.at(-1));
       await sandbox.commands.run(`echo ${depth} >> /home/user/depth; echo ${depth} >> /dev/shm/depth`);
-      from = (await sandbox.createSnapshot()).snapshotId;
+      const { snapshotId: next } = await sandbox.createSnapshot();
+      const facts = (await (await thaw.call(`/v1/snapshots/${next}`)).json()) as {
+        parent: string;
+        pauseMs: { total: number };
+      };
+      pausesMs.push(facts.pauseMs.total);
       await sandbox.kill();
+      // Only the newest is left at each moment.
+      if (depth > 1) {
+        assert.equal(facts.parent, chain.at(-1));
+        assert.equal((await thaw.call(`/v1/snapshots/${facts.parent}`, { method: 'DELETE' })).status, 204);
+      }
+      chain.push(next);
     }
-    const last = await create(from);
+    const last = await create(chain.at(-1));
+    // From the disk, not from memory.
+    await last.commands.run('echo 3 > /proc/sys/vm/drop_caches', { user: 'root' });
     assert.equal(await outputOf(last, 'cat /home/user/depth | tr "\\n" " "'), '1 2 3 4 5 6 7 8 9 10');
     assert.equal(await outputOf(last, 'cat /dev/shm/depth | tr "\\n" " "'), '1 2 3 4 5 6 7 8 9 10');
     await last.kill();
+    t.diagnostic(`pauses ${pausesMs.map((pauseMs) => pauseMs.toFixed(0)).join(' ')} ms`);
+    const median = (values: number[]) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)]!;
+    assert.ok(median(pausesMs.slice(-3)) < 2 * median(pausesMs.slice(0, 3)) + 20, pausesMs.join());
+  });
+
+  it('a snapshot in use is removed at once; what runs of it goes on, and can be saved again', async () => {
+    const source = await create();
+    await source.commands.run('echo kept > /dev/shm/kept');
+    const { snapshotId: removed } = await source.createSnapshot();
+    const clone = await create(removed);
+    const status = async (path: string, init?: RequestInit) => (await thaw.call(path, init)).status;
+    assert.equal(await status(`/v1/snapshots/${removed}`, { method: 'DELETE' }), 204);
+    assert.equal(await status(`/v1/snapshots/${removed}`), 404);
+    assert.equal(await status(`/v1/snapshots/${removed}`, { method: 'DELETE' }), 404);
+    await assert.rejects(create(removed), /404/);
+    const { snapshotId: again } = await clone.createSnapshot();
+    await Promise.all([source.kill(), clone.kill()]);
+    const third = await create(again);
+    assert.equal(await outputOf(third, 'cat /dev/shm/kept'), 'kept');
+    await third.kill();
+    assert.equal(await Sandbox.deleteSnapshot(again, connection()), true);
   });
 
   it('forks a running sandbox', async () => {

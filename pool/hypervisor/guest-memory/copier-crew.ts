@@ -23,11 +23,11 @@ class Copier {
   #ended: Error | undefined;
 
   constructor() {
-    // Idle threads must not keep a program from ending.
-    this.#worker.unref();
     this.#worker.on('message', (reply: CopierReply) => this.#settle(reply));
     this.#worker.on('error', (error) => this.#end(error as Error));
     this.#worker.on('exit', () => this.#end(new Error('the copying thread ended')));
+    // Idle threads must not keep a program from ending; listening to one would make it do so again.
+    this.#worker.unref();
   }
 
   get fit(): boolean {

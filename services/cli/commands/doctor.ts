@@ -149,7 +149,7 @@ async function hardening(config: Config): Promise<Finding[]> {
   }));
 }
 
-async function disk({ dataDir, minFreeDiskMb, store: url, ...marks }: Config): Promise<Finding> {
+export async function disk({ dataDir, minFreeDiskMb, store: url, ...marks }: Config): Promise<Finding> {
   const what = 'disk';
   const dir = await stat(dataDir).then(
     () => dataDir,

@@ -20,6 +20,7 @@ interface SnapshotRow {
   pauseMs: Record<string, number>;
   compatibility: Record<string, string>;
   createdAt: string;
+  workingSet?: { pages: number; clones: number } | null;
 }
 
 interface Verification {
@@ -88,6 +89,7 @@ export const addSnapshot: AddCommand = (program, session) => {
                 row.storedBytes === null ? row.stored : `${row.stored}, ${mb(row.storedBytes)}`,
               ],
               ['dirty pages', row.dirtyPages],
+              ['working set', workingSetIn(row)],
               ...pauses,
               ...fits,
               ['created', row.createdAt],
@@ -123,6 +125,13 @@ export const addSnapshot: AddCommand = (program, session) => {
       }),
     );
 };
+
+function workingSetIn({ workingSet }: SnapshotRow): string {
+  if (workingSet === undefined) return 'not in the store';
+  if (workingSet === null) return 'not known: the first clone that comes from the store is watched';
+  const { pages, clones } = workingSet;
+  return `${pages} pages (${mb(pages * 4096)}), seen in ${clones} clones`;
+}
 
 /** Parents before their children, each child one step in. A parent that is gone leaves its children as roots. */
 export function treeOf(rows: SnapshotRow[]): TreeRow[] {
