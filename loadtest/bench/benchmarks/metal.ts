@@ -154,6 +154,7 @@ async function restored(
   const greetedMs = performance.now();
   await control.request({ op: 'health' }, timeoutMs);
   const answeredMs = performance.now();
+  machine.answered?.();
   onStage('call', calledMs - restoredMs);
   onStage('handshake', greetedMs - calledMs);
   onStage('answer', answeredMs - greetedMs);

@@ -106,7 +106,7 @@ export class CloudHypervisor implements Hypervisor {
         vmId: request.vmId,
         sharedMemory: true,
         callTimeoutMs: bootCallTimeoutMs,
-        onFirstAnswer: () => spares.refill(),
+        onAnswered: () => spares.refill(),
       });
       await vmm.api.create(bootConfig(shape, { sharedMemory: true, landlock: this.#landlock }));
       await vmm.api.boot();
@@ -164,7 +164,7 @@ export class CloudHypervisor implements Hypervisor {
     const spares = await this.#sparesOf();
     const machine = await CloudHypervisorMachine.in(vmm, {
       ...{ vmId, sharedMemory, callTimeoutMs: restoreCallTimeoutMs },
-      onFirstAnswer: () => spares.refill(),
+      onAnswered: () => spares.refill(),
     });
     endStage('load');
     const source = `file://${names.from}`;
