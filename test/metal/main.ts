@@ -68,7 +68,7 @@ const steps: readonly Step[] = [
   {
     name: 'density',
     title: 'figures: memory of 8 idle clones',
-    args: bench('density', '--n', '8'),
+    args: bench('density', '--n', '8', '--stored', 'no'),
     timeoutMs: 10 * minuteMs,
   },
   {

@@ -94,6 +94,8 @@ async function measure(bench: Bench, world: BenchWorld, ways: Ways, memoryMb: nu
     bench.progress(`turn ${turn} at ${memoryMb} MB`);
     await ways.ready.warm();
     const pause = async (machine: Machine) => {
+      // Not beside it: the next spare is being made.
+      await ways.ready.warm();
       const { pauseMs, dirtyBytes } = await pauseOf(world, machine);
       samples.pauseMs.push(pauseMs);
       samples.dirtyMb.push(dirtyBytes / 1e6);
