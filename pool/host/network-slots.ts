@@ -38,6 +38,8 @@ export interface NetworkSlots {
   take(): Promise<NetworkSlot>;
   /** Its VM is gone. */
   giveBack(slot: NetworkSlot): void;
+  /** Resolves when as many as wanted are ready, and all that were given back are ready again or gone. */
+  rested(): Promise<void>;
   /** Removes all that are not taken; those that are go when they are given back. */
   close(): Promise<void>;
 }
@@ -98,6 +100,10 @@ export class NamespaceSlots implements NetworkSlots {
       })
       .finally(() => this.#resting.delete(resting));
     this.#resting.add(resting);
+  }
+
+  async rested(): Promise<void> {
+    while (this.#resting.size > 0 || this.#refilling) await Promise.all([...this.#resting, this.#refilling]);
   }
 
   async close(): Promise<void> {

@@ -133,9 +133,10 @@ export class CloudHypervisor implements Hypervisor {
     }
   }
 
-  /** Starts the processes that restores will find ready. */
+  /** Starts the processes that restores will find ready. Resolves when nothing goes on in the background. */
   async warm(): Promise<void> {
     await (await this.#sparesOf()).filled();
+    await this.#slots.rested();
   }
 
   /** Ends what is held ready; VMs in use are their holders'. */
