@@ -140,15 +140,23 @@ export class NamespaceSlots implements NetworkSlots {
   #refill(): void {
     const wanted = this.#options.ready ?? defaultReady;
     if (this.#closed || this.#refilling || this.#ready.length >= wanted) return;
-    this.#refilling = this.#make()
-      .then(
-        (slot) => (this.#closed ? slot.remove() : void this.#ready.push(slot)),
-        (error) => this.#options.log.error({ err: error }, 'no network slot could be made'),
-      )
-      .then(() => {
-        this.#refilling = undefined;
-        this.#refill();
-      });
+    this.#refilling = this.#makeReady().then((isMade) => {
+      this.#refilling = undefined;
+      // What failed is tried again when the next one is taken.
+      if (isMade) this.#refill();
+    });
+  }
+
+  async #makeReady(): Promise<boolean> {
+    try {
+      const slot = await this.#make();
+      if (this.#closed) await slot.remove();
+      else this.#ready.push(slot);
+      return true;
+    } catch (error) {
+      this.#options.log.error({ err: error }, 'no network slot could be made');
+      return false;
+    }
   }
 
   async #make(): Promise<Slot> {
