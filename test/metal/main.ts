@@ -44,7 +44,7 @@ const steps: readonly Step[] = [
   {
     name: 'figures',
     title: 'figures: against what Cloud Hypervisor does by itself',
-    args: bench('metal', '--n', '3'),
+    args: bench('metal', '--n', '5'),
     timeoutMs: 15 * minuteMs,
   },
   {
