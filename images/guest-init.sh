@@ -26,4 +26,4 @@ for port in /sys/class/virtio-ports/*; do
 done
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 export THAW_AGENT_MODE=guest THAW_AGENT_CONTROL="$control" THAW_AGENT_ROOT=/srv/thaw THAW_AGENT_PORT=49983
-exec /usr/bin/tini -s -- /usr/local/bin/node --expose-gc /opt/thaw/agent.mjs
+exec /usr/bin/tini -s -- /usr/local/bin/node /opt/thaw/agent.mjs

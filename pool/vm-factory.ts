@@ -119,6 +119,7 @@ export class LocalVmFactory implements VmFactory {
       files.lease?.onFailure(() => void machine.destroy());
       const vm = await this.#greet(machine, files, runDir, signal, onStage);
       onStage('total', performance.now() - startMs);
+      machine.answered?.();
       undo.disarm();
       files.lease?.answered();
       return vm;

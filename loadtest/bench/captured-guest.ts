@@ -4,7 +4,7 @@ import { mkdir, rm } from 'node:fs/promises';
 import { ControlClient } from '../../pool/guest/control-client.ts';
 import { GuestShell } from '../../pool/guest/guest-shell.ts';
 import { handshake } from '../../pool/guest/handshake.ts';
-import { QemuMachine } from '../../pool/hypervisor/qemu/qemu-machine.ts';
+import type { Machine } from '../../pool/hypervisor/hypervisor.ts';
 import { captureVm } from '../../pool/snapshot/capture.ts';
 import { takeCloneFiles } from '../../pool/snapshot/clone-files.ts';
 import type { SnapshotRecord } from '../../pool/snapshot/record.ts';
@@ -15,7 +15,7 @@ import type { BenchWorld } from './bench-world.ts';
 const handshakeTimeoutMs = 30_000;
 
 export interface CapturedGuest {
-  machine: QemuMachine;
+  machine: Machine;
   shell: GuestShell;
   /** A snapshot while it runs on. */
   capture(onStage: (stage: string, elapsedMs: number) => void): Promise<SnapshotRecord>;
@@ -36,7 +36,6 @@ export async function openGuest(
   const { record: shape, from } = files;
   const machine = await hypervisor.restore({ vmId, shape, image, runDir, from, memory: 'private' });
   cleanup.defer('machine', () => machine.destroy());
-  if (!(machine instanceof QemuMachine)) throw new Error('only QEMU has a full snapshot to compare with');
   const control = new ControlClient(await machine.openControl());
   const { secret, ports } = await handshake(control, vmId, shape.nonce, handshakeTimeoutMs);
   const shell = await GuestShell.open(await machine.addressOf(ports.agent), secret);

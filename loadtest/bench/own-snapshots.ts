@@ -56,6 +56,11 @@ export class OwnWay {
     return new OwnWay(world, { jail, slots, cgroups: await Cgroups.open(paths.dataDir) }, slots);
   }
 
+  /** Resolves when nothing goes on in the background. */
+  rested(): Promise<void> {
+    return this.#slots.rested();
+  }
+
   close(): Promise<void> {
     return this.#slots.close();
   }
@@ -71,7 +76,7 @@ export class OwnWay {
     await vmm.placePages(template.files.pagesPath);
     const devices = await readDevices(template.files.devicesPath);
     const config = cloneConfig(devices.config, { sharedMemory: false, landlock: false });
-    const control = await this.#restore(vmm, config, devices.state);
+    const { control } = await this.#restore(vmm, config, devices.state);
     await control.request({ op: 'health' }, callTimeoutMs);
     const pausesMs: number[] = [];
     for (let time = 0; time < times; time++) {
@@ -92,22 +97,28 @@ export class OwnWay {
     return { pausesMs, snapshot: { template, dir, config: anonymous(saved), state: state! } };
   }
 
-  /** @returns milliseconds from the asking to the agent's answer, by a process that was ready. */
-  async restoreMs({ template, dir, config, state }: OwnSnapshot): Promise<number> {
+  /** By a process that was ready. @returns milliseconds from the asking to the agent's answer, and of the call alone. */
+  async restore({
+    template,
+    dir,
+    config,
+    state,
+  }: OwnSnapshot): Promise<{ elapsedMs: number; callMs: number }> {
     await using cleanup = new Cleanup();
     const runDir = await this.#newRunDir(cleanup);
     const vmm = await this.#start(cleanup);
     await chmod(join(dir, names.memory), 0o444);
+    await this.rested();
     const startMs = performance.now();
     await vmm.answers();
     await vmm.moveTo(runDir, template.shape);
     await this.#place(vmm, template);
     await mkdir(vmm.path(names.from));
     await link(join(dir, names.memory), join(vmm.path(names.from), names.memory));
-    const control = await this.#restore(vmm, config, state);
+    const { control, callMs } = await this.#restore(vmm, config, state);
     await handshake(control, newVmId(), template.nonce, callTimeoutMs);
     await control.request({ op: 'health' }, callTimeoutMs);
-    return performance.now() - startMs;
+    return { elapsedMs: performance.now() - startMs, callMs };
   }
 
   async #start(cleanup: Cleanup): Promise<Vmm> {
@@ -129,18 +140,20 @@ export class OwnWay {
     await vmm.give(vmm.path(names.disk));
   }
 
-  async #restore(vmm: Vmm, config: VmConfig, state: string): Promise<ControlClient> {
+  async #restore(vmm: Vmm, config: VmConfig, state: string) {
     const dir = vmm.path(names.from);
     await writeSnapshotDir(dir, config, state);
     await vmm.give(dir);
     const channel = await GuestChannel.listen(vmm.path(`${names.vsock}_${controlVsockPort}`));
     void vmm.exited.then(() => channel.close());
+    const startMs = performance.now();
     await vmm.api.restore({
       source_url: `file://${names.from}`,
       memory_restore_mode: 'Copy',
       resume: true,
     });
-    return new ControlClient(await channel.connection(callTimeoutMs, vmm.exited));
+    const callMs = performance.now() - startMs;
+    return { control: new ControlClient(await channel.connection(callTimeoutMs, vmm.exited)), callMs };
   }
 
   async #emptyTarget(vmm: Vmm): Promise<void> {

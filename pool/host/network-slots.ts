@@ -38,6 +38,8 @@ export interface NetworkSlots {
   take(): Promise<NetworkSlot>;
   /** Its VM is gone. */
   giveBack(slot: NetworkSlot): void;
+  /** Resolves when as many as wanted are ready, and all that were given back are ready again or gone. */
+  rested(): Promise<void>;
   /** Removes all that are not taken; those that are go when they are given back. */
   close(): Promise<void>;
 }
@@ -100,6 +102,10 @@ export class NamespaceSlots implements NetworkSlots {
     this.#resting.add(resting);
   }
 
+  async rested(): Promise<void> {
+    while (this.#resting.size > 0 || this.#refilling) await Promise.all([...this.#resting, this.#refilling]);
+  }
+
   async close(): Promise<void> {
     this.#closed = true;
     await this.#started?.catch(() => {});
@@ -134,15 +140,23 @@ export class NamespaceSlots implements NetworkSlots {
   #refill(): void {
     const wanted = this.#options.ready ?? defaultReady;
     if (this.#closed || this.#refilling || this.#ready.length >= wanted) return;
-    this.#refilling = this.#make()
-      .then(
-        (slot) => (this.#closed ? slot.remove() : void this.#ready.push(slot)),
-        (error) => this.#options.log.error({ err: error }, 'no network slot could be made'),
-      )
-      .then(() => {
-        this.#refilling = undefined;
-        this.#refill();
-      });
+    this.#refilling = this.#makeReady().then((isMade) => {
+      this.#refilling = undefined;
+      // What failed is tried again when the next one is taken.
+      if (isMade) this.#refill();
+    });
+  }
+
+  async #makeReady(): Promise<boolean> {
+    try {
+      const slot = await this.#make();
+      if (this.#closed) await slot.remove();
+      else this.#ready.push(slot);
+      return true;
+    } catch (error) {
+      this.#options.log.error({ err: error }, 'no network slot could be made');
+      return false;
+    }
   }
 
   async #make(): Promise<Slot> {

@@ -131,6 +131,8 @@ export interface Machine {
   readonly exited: Promise<MachineExit>;
   /** The control channel to the guest agent; one at a time. */
   openControl(): Promise<Duplex>;
+  /** Its VM is ready for use: what the driver does ahead of the next restore may take CPU now. Absent: it puts nothing off. */
+  answered?(): void;
   /** A host address whose connections reach `guestPort` inside. Repeated calls give the same one. */
   addressOf(guestPort: number): Promise<Address>;
   /** Present where the hypervisor's `egress` is `by-address`; a new machine is closed. Ends open connections that it closes. */

@@ -91,8 +91,6 @@ async function control(agent: Agent, request: ControlRequest): Promise<ControlRe
       state.sealed(request.nonce);
       reseeds.forget();
       agent.server.closeAllConnections();
-      // Garbage would be collected by every clone, some of them in the midst of their restore.
-      globalThis.gc?.();
       if (request.dropCaches && settings.mode === 'guest') {
         dropCaches();
         readIdentity();

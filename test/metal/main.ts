@@ -42,10 +42,22 @@ const steps: readonly Step[] = [
     timeoutMs: 12 * minuteMs,
   },
   {
-    name: 'stored',
-    title: 'snapshots that come from a store, on Cloud Hypervisor',
-    args: test('cloud-hypervisor-stored'),
+    name: 'figures',
+    title: 'figures: against what Cloud Hypervisor does by itself',
+    args: bench('metal', '--n', '5'),
     timeoutMs: 15 * minuteMs,
+  },
+  {
+    name: 'density',
+    title: 'figures: memory of 8 idle clones',
+    args: bench('density', '--n', '8', '--stored', 'no'),
+    timeoutMs: 10 * minuteMs,
+  },
+  {
+    name: 'burst',
+    title: 'figures: 32 clones at once',
+    args: bench('burst', '--n', '32', '--rounds', '1'),
+    timeoutMs: 10 * minuteMs,
   },
   {
     name: 'rows',
@@ -54,28 +66,16 @@ const steps: readonly Step[] = [
     timeoutMs: 15 * minuteMs,
   },
   {
+    name: 'stored',
+    title: 'snapshots that come from a store, on Cloud Hypervisor',
+    args: test('cloud-hypervisor-stored'),
+    timeoutMs: 15 * minuteMs,
+  },
+  {
     name: 'rounds',
     title: 'many rounds of making and ending clones',
     args: test('cloud-hypervisor-rounds'),
     timeoutMs: 25 * minuteMs,
-  },
-  {
-    name: 'figures',
-    title: 'figures: against what Cloud Hypervisor does by itself',
-    args: bench('metal', '--n', '3'),
-    timeoutMs: 15 * minuteMs,
-  },
-  {
-    name: 'density',
-    title: 'figures: memory of 8 idle clones',
-    args: bench('density', '--n', '8'),
-    timeoutMs: 10 * minuteMs,
-  },
-  {
-    name: 'burst',
-    title: 'figures: 32 clones at once',
-    args: bench('burst', '--n', '32', '--rounds', '1'),
-    timeoutMs: 10 * minuteMs,
   },
 ];
 

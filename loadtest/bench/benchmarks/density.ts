@@ -23,6 +23,7 @@ export const density: Benchmark = {
   options: {
     ...acceleratorOption,
     'memory-mb': { default: 256, description: 'guest memory' },
+    stored: { default: 'yes', description: 'no: only memory' },
   },
   run,
 };
@@ -40,8 +41,10 @@ async function run(bench: Bench): Promise<Outcome> {
   }
   if (metrics.length === 0) throw new Error(`--n: expected at least ${counts[0]}`);
   await Promise.all(vms.map((vm) => vm.destroy()));
-  bench.progress('storing a template and two siblings');
-  metrics.push(...(await storedSizes(world, bench.number('memory-mb'))));
+  if (bench.text('stored') === 'yes') {
+    bench.progress('storing a template and two siblings');
+    metrics.push(...(await storedSizes(world, bench.number('memory-mb'))));
+  }
   return { n: vms.length, ...world.facts, metrics };
 }
 

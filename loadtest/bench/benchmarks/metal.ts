@@ -46,6 +46,8 @@ interface Samples {
   stagesMs: Map<string, number[]>;
   spawnedMs: number[];
   ownRestoreMs: number[];
+  /** Of those, what the VMM itself took. */
+  ownCallMs: number[];
   pauseMs: number[];
   ownPauseMs: number[];
   dirtyMb: number[];
@@ -86,14 +88,23 @@ async function measure(bench: Bench, world: BenchWorld, ways: Ways, memoryMb: nu
   const { pausesMs: ownPauseMs, snapshot } = await ways.own.save(template, bench.n);
   const samples: Samples = {
     ...{ memoryMb, ownPauseMs },
-    ...{ restoreMs: [], stagesMs: new Map(), spawnedMs: [], ownRestoreMs: [], pauseMs: [], dirtyMb: [] },
+    ...{
+      restoreMs: [],
+      stagesMs: new Map(),
+      spawnedMs: [],
+      ownRestoreMs: [],
+      ownCallMs: [],
+      pauseMs: [],
+      dirtyMb: [],
+    },
   };
   // Not counted: what is read from the disk for the first time.
   await restored(world, ways.ready, template);
   for (let turn = 1; turn <= bench.n; turn++) {
     bench.progress(`turn ${turn} at ${memoryMb} MB`);
-    await ways.ready.warm();
+    await quiet(ways);
     const pause = async (machine: Machine) => {
+      await quiet(ways);
       const { pauseMs, dirtyBytes } = await pauseOf(world, machine);
       samples.pauseMs.push(pauseMs);
       samples.dirtyMb.push(dirtyBytes / 1e6);
@@ -103,10 +114,19 @@ async function measure(bench: Bench, world: BenchWorld, ways: Ways, memoryMb: nu
     samples.restoreMs.push(await restored(world, ways.ready, template, { onStage, work: pause }));
     for (const [stage, elapsedMs] of stages)
       samples.stagesMs.set(stage, [...(samples.stagesMs.get(stage) ?? []), elapsedMs]);
+    await quiet(ways);
     samples.spawnedMs.push(await restored(world, ways.starting, template));
-    samples.ownRestoreMs.push(await ways.own.restoreMs(snapshot));
+    await quiet(ways);
+    const own = await ways.own.restore(snapshot);
+    samples.ownRestoreMs.push(own.elapsedMs);
+    samples.ownCallMs.push(own.callMs);
   }
   return samples;
+}
+
+/** Processes and namespaces that are made, cleaned and removed in the background are not measured beside. */
+async function quiet({ ready, starting, own }: Ways): Promise<void> {
+  await Promise.all([ready.warm(), starting.warm(), own.rested()]);
 }
 
 async function sealTemplate(world: BenchWorld, memoryMb: number): Promise<SealedTemplate> {
@@ -154,6 +174,7 @@ async function restored(
   const greetedMs = performance.now();
   await control.request({ op: 'health' }, timeoutMs);
   const answeredMs = performance.now();
+  machine.answered?.();
   onStage('call', calledMs - restoredMs);
   onStage('handshake', greetedMs - calledMs);
   onStage('answer', answeredMs - greetedMs);
@@ -186,7 +207,8 @@ async function runDirOf({ paths }: BenchWorld, cleanup: Cleanup): Promise<{ vmId
 }
 
 function metricsOf(samples: Samples): Metric[] {
-  const { memoryMb, restoreMs, stagesMs, spawnedMs, ownRestoreMs, pauseMs, ownPauseMs, dirtyMb } = samples;
+  const { memoryMb, restoreMs, stagesMs, spawnedMs, ownRestoreMs, ownCallMs, pauseMs, ownPauseMs, dirtyMb } =
+    samples;
   const at = (key: string) => `${key}.${memoryMb}mb`;
   const n = restoreMs.length;
   const ratio = (key: string, value: number, max: number | undefined): Metric => ({
@@ -201,6 +223,8 @@ function metricsOf(samples: Samples): Metric[] {
     ),
     ...percentilesMs(at('eagerMs'), ownRestoreMs, ['p50']),
     ratio('restoreVsEager', median(restoreMs) / median(ownRestoreMs), goal?.restore),
+    // Without what the guest and this program take, which is the same both ways.
+    ratio('callVsEagerCall', median(stagesMs.get('resume')!) / median(ownCallMs), undefined),
     ...percentilesMs(at('spawnedMs'), spawnedMs, ['p50']),
     ratio('readyVsSpawned', median(restoreMs) / median(spawnedMs), spareGoal),
     ...percentilesMs(at('pauseMs'), pauseMs, ['p50']),

@@ -3,6 +3,8 @@
 // Invariant: what counts as dirty is what the capture found and stored, not what the guest was asked to write; a capture
 // that failed is counted, not left out.
 import { join } from 'node:path';
+import type { Machine } from '../../../pool/hypervisor/hypervisor.ts';
+import { QemuMachine } from '../../../pool/hypervisor/qemu/qemu-machine.ts';
 import { Cleanup } from '../../../shared/cleanup.ts';
 import { acceleratorOption, type BenchWorld, openBenchWorld } from '../bench-world.ts';
 import type { Bench, Benchmark, Metric, Outcome } from '../benchmark.ts';
@@ -88,7 +90,8 @@ async function sample(
 }
 
 /** QEMU's ordinary way, on the guest that was captured before: stop, the stream of all memory to a file, go on. @returns ms. */
-async function fullSnapshot(world: BenchWorld, machine: Parameters<typeof migrateInto>[0]): Promise<number> {
+async function fullSnapshot(world: BenchWorld, machine: Machine): Promise<number> {
+  if (!(machine instanceof QemuMachine)) throw new Error('only QEMU has a full snapshot to compare with');
   const startMs = performance.now();
   await machine.qmp.execute('stop');
   await migrateInto(machine, join(world.dataDir, 'full.stream'));

@@ -30,8 +30,8 @@ export interface MachineFacts {
   sharedMemory: boolean;
   /** How long the guest may take to call: a boot is longer than a restore. */
   callTimeoutMs: number;
-  /** The guest has spoken: what was put off for its restore may begin. */
-  onFirstAnswer: () => void;
+  /** What was put off for its restore may begin. */
+  onAnswered: () => void;
 }
 
 export class CloudHypervisorMachine implements Machine {
@@ -42,7 +42,7 @@ export class CloudHypervisorMachine implements Machine {
   readonly #channel: GuestChannel;
   readonly #sharedMemory: boolean;
   readonly #callTimeoutMs: number;
-  readonly #onFirstAnswer: () => void;
+  readonly #onAnswered: () => void;
   #controlTaken = false;
   #capturing = false;
 
@@ -54,7 +54,7 @@ export class CloudHypervisorMachine implements Machine {
     this.#channel = channel;
     this.#sharedMemory = facts.sharedMemory;
     this.#callTimeoutMs = facts.callTimeoutMs;
-    this.#onFirstAnswer = facts.onFirstAnswer;
+    this.#onAnswered = facts.onAnswered;
     // Whoever ends the VMM, also before this machine was handed out.
     void vmm.exited.then(() => channel.close());
   }
@@ -68,10 +68,11 @@ export class CloudHypervisorMachine implements Machine {
   async openControl(): Promise<Duplex> {
     if (this.#controlTaken) throw new ThawError('conflict', 'the control channel of this VM is already open');
     this.#controlTaken = true;
-    const connection = await this.#channel.connection(this.#callTimeoutMs, this.exited);
-    // A guest says nothing before it is asked: whoever gets the connection misses no byte by this.
-    connection.once('data', this.#onFirstAnswer);
-    return connection;
+    return this.#channel.connection(this.#callTimeoutMs, this.exited);
+  }
+
+  answered(): void {
+    this.#onAnswered();
   }
 
   async addressOf(guestPort: number): Promise<Address> {

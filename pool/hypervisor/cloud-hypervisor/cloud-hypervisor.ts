@@ -106,7 +106,7 @@ export class CloudHypervisor implements Hypervisor {
         vmId: request.vmId,
         sharedMemory: true,
         callTimeoutMs: bootCallTimeoutMs,
-        onFirstAnswer: () => spares.refill(),
+        onAnswered: () => spares.refill(),
       });
       await vmm.api.create(bootConfig(shape, { sharedMemory: true, landlock: this.#landlock }));
       await vmm.api.boot();
@@ -133,9 +133,10 @@ export class CloudHypervisor implements Hypervisor {
     }
   }
 
-  /** Starts the processes that restores will find ready. */
+  /** Starts the processes that restores will find ready. Resolves when nothing goes on in the background. */
   async warm(): Promise<void> {
     await (await this.#sparesOf()).filled();
+    await this.#slots.rested();
   }
 
   /** Ends what is held ready; VMs in use are their holders'. */
@@ -164,7 +165,7 @@ export class CloudHypervisor implements Hypervisor {
     const spares = await this.#sparesOf();
     const machine = await CloudHypervisorMachine.in(vmm, {
       ...{ vmId, sharedMemory, callTimeoutMs: restoreCallTimeoutMs },
-      onFirstAnswer: () => spares.refill(),
+      onAnswered: () => spares.refill(),
     });
     endStage('load');
     const source = `file://${names.from}`;

@@ -6,6 +6,7 @@ import { createServer } from 'node:http';
 import { join } from 'node:path';
 import { after, afterEach, before, describe, it } from 'node:test';
 import { newVmId } from '../../../shared/ids.ts';
+import { eventually } from '../../../test/vm/thaw-process.ts';
 import { ControlClient } from '../../guest/control-client.ts';
 import { handshake } from '../../guest/handshake.ts';
 import { readStartTime } from '../../host/process-table.ts';
@@ -197,7 +198,7 @@ describe('the driver of Cloud Hypervisor when something fails', () => {
     assert.deepEqual(await world.spareVmms(), []);
   });
 
-  it('makes the next spare when the guest has answered, not beside its restore', async () => {
+  it('makes the next spare when the VM is ready for use, not beside its restore', async () => {
     world.refuse({});
     const driver = world.driver(1);
     await driver.warm();
@@ -205,12 +206,11 @@ describe('the driver of Cloud Hypervisor when something fails', () => {
     const machine = await world.restore(files, driver);
     started.push(machine.pid);
     assert.equal(machine.pid, spare!);
-    const control = new ControlClient(await machine.openControl());
+    await new ControlClient(await machine.openControl()).request({ op: 'health' }, 5_000);
     assert.deepEqual(await world.spareVmms(), []);
-    await control.request({ op: 'health' }, 5_000);
-    await driver.warm();
-    const [next] = await world.spareVmms();
-    started.push(next!);
+    machine.answered!();
+    const next = await eventually('the next spare', async () => (await world.spareVmms())[0]);
+    started.push(next);
     await machine.destroy();
     await driver.close();
     await nothingIsLeft();

@@ -35,6 +35,8 @@ export class LoopbackSlots implements NetworkSlots {
     this.taken.delete(slot);
   }
 
+  async rested(): Promise<void> {}
+
   async close(): Promise<void> {}
 }
 
