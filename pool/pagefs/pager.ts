@@ -11,7 +11,7 @@ import type { Image } from '../snapshot/manifest.ts';
 import type { FrameTable } from '../snapshot/segment.ts';
 import type { Recording, TouchedRun } from '../snapshot/working-set.ts';
 import { FetchGate } from './fetch-gate.ts';
-import { framesAround, framesInOrder, planAhead, planLater } from './fetch-plan.ts';
+import { framesInOrder, planAhead, planLater } from './fetch-plan.ts';
 import { FileTree } from './file-tree.ts';
 import { FrameCache } from './frame-cache.ts';
 import { type FrameHoldings, type FrameReading, FrameSource } from './frame-source.ts';
@@ -52,8 +52,6 @@ export interface PagerLimits {
   maxReadaheadBytes: number;
   /** What a fault fetches of the store: about what comes while the first byte of another read would be waited for. */
   aroundBytes: number;
-  /** Of an image's size: what may be fetched ahead with its working set, before a clone has answered. */
-  aheadFraction: number;
   /** Frames that are fetched ahead go into the kernel's page cache, not only into ours. */
   push: boolean;
 }
@@ -64,7 +62,6 @@ export const defaultLimits: PagerLimits = {
   readTimeoutMs: 10_000,
   maxReadaheadBytes: 128 * 1024,
   aroundBytes: 256 * 1024,
-  aheadFraction: 0.12,
   push: true,
 };
 
@@ -181,29 +178,10 @@ export class Pager {
       ? (places) => this.#pusher.push(nodeId, places)
       : undefined;
     const { failed, error } = await source.fetchAhead(planAhead(loaded.frames, wanted), push);
-    void this.#fetchAround(source, loaded, runs, wanted);
     // Not an event: nobody needed these bytes yet. Whoever does will ask, and be told.
     if (failed > 0)
       this.#options.log.warn({ ...ref, failed, err: error }, 'a part could not be fetched ahead');
     return { frames: wanted.length, failed };
-  }
-
-  /** What is near the working set, as far as it may go before anybody has asked. */
-  async #fetchAround(
-    source: FramePageSource,
-    { image, frames }: LoadedImage,
-    runs: readonly TouchedRun[],
-    wanted: readonly number[],
-  ): Promise<void> {
-    const storedBytes = wanted.reduce((sum, frame) => sum + frames.storedBytes[frame]!, 0);
-    const budgetBytes = Math.min(
-      image.sizeBytes * this.#limits.aheadFraction - storedBytes,
-      // What has come must stay until it is asked for, once decompressed.
-      this.#limits.cacheBytes / 8,
-    );
-    const near = framesAround(image.extents, frames, runs, budgetBytes);
-    // Failures are left to whoever really needs the bytes.
-    await source.fetchAhead(planLater(frames, near));
   }
 
   /** Fetches in the background what the kept file lacks. @returns how many frames that is. @throws ThawError `no-space`. */
