@@ -124,12 +124,12 @@ export class PagedMemory implements PagedSnapshots {
   /** The pages that `use` touches of a page file that is here, in order: a rehearsal for restores elsewhere. */
   async recordPlain(
     snapshotId: string,
-    pagesPath: string,
+    from: { plainPath: string; far: boolean },
     use: (path: string) => Promise<void>,
   ): Promise<Recording> {
     const client = await this.#pager();
     const ref: ImageRef = { snapshotId, image: 'memory' };
-    const path = await client.add(ref, { plainPath: pagesPath }, { record: true });
+    const path = await client.add(ref, from, { record: true });
     try {
       await use(path);
       return await client.recording(ref);

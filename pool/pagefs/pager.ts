@@ -67,6 +67,8 @@ export const defaultLimits: PagerLimits = {
 
 /** Largest READ that we let the kernel send. */
 const maxReadBytes = 1024 * 1024;
+/** Reads that nobody waits for yet, such as the kernel's guesses. Whoever needs a page waits while there are more. */
+const maxBackground = 1024;
 /** Two keep the device busy while one answer is worked out; more gain nothing (docs/decisions/0006-pagefs.md). */
 const readers = 2;
 const mountTimeoutMs = 5_000;
@@ -104,7 +106,7 @@ export class Pager {
       handler: this.#tree,
       log: options.log,
       readers,
-      limits: { maxReadaheadBytes: this.#limits.maxReadaheadBytes, maxReadBytes, maxBackground: 64 },
+      limits: { maxReadaheadBytes: this.#limits.maxReadaheadBytes, maxReadBytes, maxBackground },
     });
   }
 
@@ -177,7 +179,10 @@ export class Pager {
     const push: Push | undefined = this.#limits.push
       ? (places) => this.#pusher.push(nodeId, places)
       : undefined;
-    const { failed, error } = await source.fetchAhead(planAhead(loaded.frames, wanted), push);
+    const [{ failed, error }] = await Promise.all([
+      source.fetchAhead(planAhead(loaded.frames, wanted), push),
+      push?.(source.zerosIn(runs)),
+    ]);
     // Not an event: nobody needed these bytes yet. Whoever does will ask, and be told.
     if (failed > 0)
       this.#options.log.warn({ ...ref, failed, err: error }, 'a part could not be fetched ahead');
@@ -244,7 +249,8 @@ export class Pager {
     from: ServeFrom,
     record: boolean,
   ): Promise<{ source: PageSource; loaded: LoadedImage | undefined }> {
-    if ('plainPath' in from) return { source: await openPlain(from.plainPath), loaded: undefined };
+    if ('plainPath' in from)
+      return { source: await openPlain(from.plainPath, from.far), loaded: undefined };
     const loaded = await this.#options.load(ref, from.manifestPath);
     const { onEvent } = this.#options;
     const { keepPath } = from;
@@ -307,9 +313,9 @@ async function fetchGuess(
   await source.keepAhead(planAhead(frames, framesInOrder(image.extents, [run])));
 }
 
-async function openPlain(path: string): Promise<PlainPageSource> {
+async function openPlain(path: string, far = false): Promise<PlainPageSource> {
   const file = await open(path, 'r').catch((error: Error) => {
     throw new ThawError('snapshot-damaged', error.message, { cause: error });
   });
-  return new PlainPageSource(file, path, (await file.stat()).size);
+  return new PlainPageSource(file, path, (await file.stat()).size, far);
 }

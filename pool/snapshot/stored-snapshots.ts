@@ -49,8 +49,8 @@ export interface StoredSnapshotsOptions {
   compatibility?(): Promise<Compatibility>;
   /** Absent: the memory of a snapshot is fetched before it is restored. */
   paged?: PagedSnapshots | undefined;
-  /** What clones of a snapshot of this node touch first; absent where nothing can record it. */
-  rehearse?(record: SnapshotRecord, signal: AbortSignal): Promise<Recording>;
+  /** What a clone of a snapshot of this node touches first; absent where nothing can record it. `far`: with pages that take their time. */
+  rehearse?(record: SnapshotRecord, far: boolean, signal: AbortSignal): Promise<Recording>;
   /** How long a pin holds; it is renewed three times meanwhile. */
   pinMs?: number;
 }
@@ -69,8 +69,8 @@ const renewalsPerPin = 3;
 const collectEveryMs = 3_600_000;
 /** Longer than any publish and any restore. */
 const collectGraceMs = 24 * 3_600_000;
-/** One is what that clone happened to do; what a fourth would add is near what three did. */
-const rehearsals = 3;
+/** One is what that clone happened to do; what a fourth would add is near what three did. Two of them as it is elsewhere. */
+const rehearsals = [false, true, true];
 
 export class StoredSnapshots {
   readonly #options: StoredSnapshotsOptions;
@@ -299,7 +299,7 @@ export class StoredSnapshots {
     if (!rehearse || record.kind === 'sandbox' || record.form !== 'whole') return [];
     const recordings: Recording[] = [];
     try {
-      while (recordings.length < rehearsals) recordings.push(await rehearse(record, signal));
+      for (const far of rehearsals) recordings.push(await rehearse(record, far, signal));
     } catch (error) {
       signal.throwIfAborted();
       log.warn({ err: error, snapshotId: record.snapshotId }, 'published without a working set');
