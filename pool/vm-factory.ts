@@ -38,6 +38,10 @@ export interface VmFactoryOptions {
 /** Stage name and duration, in order, of the restore that made a VM; for benchmarks and `doctor`. */
 export type StageTimes = { stage: string; elapsedMs: number }[];
 
+const defaultPrimeTimeoutMs = 10_000;
+/** On the kept connection and on a new one, each so often. */
+const rehearsedRequests = 4;
+
 export class LocalVmFactory implements VmFactory {
   readonly library: SnapshotLibrary;
   readonly #options: VmFactoryOptions;
@@ -80,11 +84,22 @@ export class LocalVmFactory implements VmFactory {
     return await this.#restore(snapshotId, signal, stages);
   }
 
-  /** A VM that is destroyed as soon as it could serve: shows what a restore needs. @param pagesPath in place of its own. */
+  /**
+   * A VM that is used a little and destroyed: shows what a restore and the requests after it need. One request is not
+   * enough: each takes paths through its program that the one before did not. @param pagesPath in place of its own.
+   */
   async rehearse(snapshotId: string, pagesPath: string, signal: AbortSignal): Promise<void> {
-    await this.load(snapshotId);
+    const { prime: paths = ['/health'] } = await this.load(snapshotId);
     const vm = await this.#restore(snapshotId, signal, [], pagesPath);
-    await vm.destroy();
+    try {
+      const { primeTimeoutMs = defaultPrimeTimeoutMs } = this.#options;
+      for (let request = 0; request < rehearsedRequests; request++) {
+        await prime(vm.runner ?? vm.agent, paths, primeTimeoutMs, signal, vm.runnerConnections);
+        await prime(vm.runner ?? vm.agent, paths, primeTimeoutMs, signal);
+      }
+    } finally {
+      await vm.destroy();
+    }
   }
 
   async #restore(
@@ -140,7 +155,11 @@ export class LocalVmFactory implements VmFactory {
   }
 
   #limitsOf({ lease }: CloneFiles) {
-    const { handshakeTimeoutMs = 10_000, primeTimeoutMs = 10_000, pagedTimeoutMs = 60_000 } = this.#options;
+    const {
+      handshakeTimeoutMs = 10_000,
+      primeTimeoutMs = defaultPrimeTimeoutMs,
+      pagedTimeoutMs = 60_000,
+    } = this.#options;
     return lease
       ? { handshakeTimeoutMs: pagedTimeoutMs, primeTimeoutMs: pagedTimeoutMs }
       : { handshakeTimeoutMs, primeTimeoutMs };

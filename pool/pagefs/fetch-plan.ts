@@ -15,10 +15,7 @@ export function framesInOrder(extents: ExtentTable, runs: readonly TouchedRun[])
 /** The kernel and its programs keep near together in memory what is used together: 256 KiB. */
 const regionPages = 64;
 
-/**
- * Frames that hold pages near those of `runs`, the nearest to the most first, of at most `budgetBytes` in the store. A
- * clone never touches quite what others did, and each page of which that is true costs a trip to the store.
- */
+/** Frames that hold pages near those of `runs`, the nearest to the most first, of at most `budgetBytes` in the store. */
 export function framesAround(
   extents: ExtentTable,
   frames: FrameTable,

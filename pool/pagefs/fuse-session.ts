@@ -18,8 +18,6 @@ import {
 
 const readAsync = promisify(read);
 const writevAsync = promisify(writev);
-/** Notices in flight. Each holds a thread of libuv's pool, and must leave some to files and sockets. */
-const noticeLanes = 4;
 
 /** The pieces of a reply's body, or why there is none. */
 export type FuseAnswer = readonly Buffer[] | Errno;
@@ -49,8 +47,6 @@ export class FuseSession {
   readonly ready: Promise<void>;
   readonly #options: FuseSessionOptions;
   readonly #markReady: (refusal?: Error) => void;
-  readonly #lanes: Promise<unknown>[] = Array.from({ length: noticeLanes }, () => Promise.resolve());
-  #nextLane = 0;
   #gone: 'unmounted' | 'aborted' | undefined;
 
   constructor(options: FuseSessionOptions) {
@@ -66,15 +62,10 @@ export class FuseSession {
     });
   }
 
-  /** Sends a notice. It may wait for page locks, so it never runs on the thread that answers; a few at a time. */
-  notify(pieces: readonly Buffer[]): Promise<void> {
-    const lane = this.#nextLane++ % noticeLanes;
-    const sent = this.#lanes[lane]!.then(async () => {
-      if (this.#gone) throw new ThawError('mount-failed', 'the page file system is gone');
-      await writevAsync(this.#options.fd, [...pieces]);
-    });
-    this.#lanes[lane] = sent.catch(() => {});
-    return sent;
+  /** Sends a notice. It may wait for locks of the kernel, so it never runs on the thread that answers. */
+  async notify(pieces: readonly Buffer[]): Promise<void> {
+    if (this.#gone) throw new ThawError('mount-failed', 'the page file system is gone');
+    await writevAsync(this.#options.fd, [...pieces]);
   }
 
   async #readLoop(): Promise<void> {

@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { mkdtemp, readFile, rm, stat } from 'node:fs/promises';
+import { mkdtemp, open, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, describe, it } from 'node:test';
@@ -9,7 +9,7 @@ import { planAhead } from './fetch-plan.ts';
 import { FrameCache } from './frame-cache.ts';
 import { FrameSource } from './frame-source.ts';
 import { framePages, TestReader, testImage } from './image-for-tests.ts';
-import { FramePageSource } from './page-source.ts';
+import { FramePageSource, PlainPageSource } from './page-source.ts';
 
 const pages = 32 * framePages - 5;
 let dir: string;
@@ -67,6 +67,27 @@ describe('page source', () => {
     assert.equal(reader.reads.length, 0);
     assert.equal((await source.readRange(0, 4096)).origin, 'store');
     assert.equal((await source.readRange(4096, 4096)).origin, 'memory');
+  });
+
+  it('names the zeros among pages, and nothing else', async () => {
+    const { source, content } = await opened();
+    const places = source.zerosIn([{ page: 3 * framePages - 2, pageCount: framePages }]);
+    assert.deepEqual(
+      places.map(({ offsetBytes, bytes }) => [offsetBytes / 4096, bytes.length / 4096]),
+      [[3 * framePages, framePages - 2]],
+    );
+    for (const { offsetBytes, bytes } of places)
+      assert.ok(bytes.equals(content.subarray(offsetBytes, offsetBytes + bytes.length)));
+  });
+
+  it('lets a plain file wait now and then when it stands for one that is far', async () => {
+    const path = join(dir, 'plain');
+    await writeFile(path, Buffer.alloc(4096));
+    const source = new PlainPageSource(await open(path), path, 4096, true);
+    const startMs = performance.now();
+    for (let read = 0; read < 200; read++) await source.readRange(0, 4096);
+    assert.ok(performance.now() - startMs >= 99);
+    await source.close();
   });
 
   it('passes the error on when a part cannot be had, whatever else is in the range', async () => {

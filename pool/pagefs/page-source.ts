@@ -2,9 +2,11 @@
 // Refuses to own FUSE and getting frames (frame-source.ts). Invariant: a range is whole and verified or an error; zeros
 // stand only where the manifest's extents say so.
 import type { FileHandle } from 'node:fs/promises';
+import { setTimeout as delay } from 'node:timers/promises';
 import { pageBytes, piecesOf } from '../snapshot/extents.ts';
 import type { Image } from '../snapshot/manifest.ts';
 import type { FrameRead } from '../snapshot/segment.ts';
+import type { TouchedRun } from '../snapshot/working-set.ts';
 import type { FrameOrigin, FrameSource } from './frame-source.ts';
 import { GrowingFile, readFully } from './growing-file.ts';
 import { ImagePlaces, type Place } from './image-places.ts';
@@ -29,14 +31,19 @@ export class PlainPageSource implements PageSource {
   readonly sizeBytes: number;
   readonly #file: FileHandle;
   readonly #path: string;
+  readonly #isFar: boolean;
+  #reads = 0;
 
-  constructor(file: FileHandle, path: string, sizeBytes: number) {
+  /** @param isFar now and then a read takes as long as one from a store: a guest whose clock runs on does other things. */
+  constructor(file: FileHandle, path: string, sizeBytes: number, isFar = false) {
     this.#file = file;
     this.#path = path;
     this.sizeBytes = sizeBytes;
+    this.#isFar = isFar;
   }
 
   async readRange(offsetBytes: number, sizeBytes: number): Promise<RangeRead> {
+    if (this.#isFar && ++this.#reads % nearReads === 0) await delay(farReadMs);
     return { pieces: [await readFully(this.#file, offsetBytes, sizeBytes, this.#path)], origin: 'file' };
   }
 
@@ -72,6 +79,9 @@ export type Push = (places: readonly Place[]) => Promise<void>;
 /** For whoever asked for a part of a frame the rest of it is the likeliest next. */
 export type OnFetched = (places: readonly Place[]) => void;
 
+/** Of a page file that is served as if it were far: thirty waits a restore. */
+const nearReads = 200;
+const farReadMs = 100;
 const maxUnwrittenBytes = 32 * 1024 * 1024;
 const zeros = Buffer.alloc(1024 * 1024);
 
@@ -138,6 +148,16 @@ export class FramePageSource implements PageSource {
   /** As `keepAhead`, only into memory: while a guest waits for its pages nothing is written for later. */
   async fetchAhead(runs: readonly FrameRead[], push?: Push): Promise<FetchOutcome> {
     return await this.#fetch(runs, async (frame, bytes) => push?.(this.#places.spread(frame, bytes)));
+  }
+
+  /** What these runs have of zeros: no fetch brings them, and a page that is asked for makes the kernel guess 4 MiB around. */
+  zerosIn(runs: readonly TouchedRun[]): Place[] {
+    const places: Place[] = [];
+    for (const { page, pageCount } of runs)
+      for (const { offsetBytes, sizeBytes, frame } of this.#partsOf(page * pageBytes, pageCount * pageBytes))
+        for (let at = 0; frame < 0 && at < sizeBytes; at += zeros.length)
+          places.push({ offsetBytes: offsetBytes + at, bytes: zeros.subarray(0, sizeBytes - at) });
+    return places;
   }
 
   async #fetch(

@@ -173,6 +173,17 @@ sys.stdin.readline()`;
     );
   });
 
+  it('is kept also when its clone has ended, and not before its request had the store for itself', async () => {
+    open({}, { restAfterMs: 200 });
+    const lease = await paged.lease(await recordOf(1));
+    const startMs = performance.now();
+    lease.answered();
+    lease.release();
+    await until('it is kept', async () => kept.length === 1);
+    assert.ok(performance.now() - startMs >= 200);
+    await until('it is dropped', async () => (await filesOf()).length === 0);
+  });
+
   it('is kept by whoever asks, without a clone', async () => {
     const record = await recordOf(1);
     const [a, b] = await Promise.all([paged.keep(record), paged.keep(record)]);

@@ -28,6 +28,8 @@ export interface PagedMemoryOptions {
   onKept(image: PagedImage, keptPath: string): Promise<void>;
   /** The pager is lost; a new one is started when it is needed. */
   onLost?(detail: string): void;
+  /** From a clone's first answer to the fetching of what it did not need. */
+  restAfterMs?: number;
 }
 
 interface PagedFile {
@@ -48,6 +50,8 @@ interface PagedFile {
 
 /** All of a large guest from a slow store. */
 const keepTimeoutMs = 600_000;
+/** The request that a clone was restored for has the store and the CPUs for itself. */
+const defaultRestAfterMs = 1_000;
 /** What was expected and did not come is let go again. */
 const expectedMs = 60_000;
 /** Longer than the pager is silent between two reports of one file. */
@@ -123,12 +127,12 @@ export class PagedMemory implements PagedSnapshots {
   /** The pages that `use` touches of a page file that is here, in order: a rehearsal for restores elsewhere. */
   async recordPlain(
     snapshotId: string,
-    pagesPath: string,
+    from: { plainPath: string; far: boolean },
     use: (path: string) => Promise<void>,
   ): Promise<Recording> {
     const client = await this.#pager();
     const ref: ImageRef = { snapshotId, image: 'memory' };
-    const path = await client.add(ref, { plainPath: pagesPath }, { record: true });
+    const path = await client.add(ref, from, { record: true });
     try {
       await use(path);
       return await client.recording(ref);
@@ -203,16 +207,27 @@ export class PagedMemory implements PagedSnapshots {
   async #answered(file: PagedFile): Promise<void> {
     if (file.answered) return;
     file.answered = true;
-    const { log, onRecorded } = this.#options;
+    // Held also when the clone has ended by then: the next one finds all of it here.
+    file.leases++;
+    await this.#learn(file);
+    const { log, restAfterMs = defaultRestAfterMs } = this.#options;
+    setTimeout(() => {
+      if (this.#files.get(file.ref.snapshotId) === file)
+        void this.#keep(file).catch((error) =>
+          log.warn({ err: error, ...file.ref }, 'the rest of the memory stays in the store'),
+        );
+      this.#released(file);
+    }, restAfterMs).unref();
+  }
+
+  async #learn(file: PagedFile): Promise<void> {
+    if (!file.records) return;
     try {
       const client = await this.#pager();
-      if (file.records) await onRecorded(file.image, await client.recording(file.ref));
+      await this.#options.onRecorded(file.image, await client.recording(file.ref));
     } catch (error) {
-      log.warn({ err: error, ...file.ref }, 'the working set was not recorded');
+      this.#options.log.warn({ err: error, ...file.ref }, 'the working set was not recorded');
     }
-    await this.#keep(file).catch((error) =>
-      log.warn({ err: error, ...file.ref }, 'the rest of the memory stays in the store'),
-    );
   }
 
   #released(file: PagedFile): void {

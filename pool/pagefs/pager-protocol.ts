@@ -10,9 +10,9 @@ export interface ImageRef {
 
 /**
  * `manifestPath`: assembled from verified frames. `plainPath`: a whole page file that is here, served to be recorded, so
- * that a publish can lay its working set out together.
+ * that a publish can lay its working set out together; `far` as if its pages came from a store.
  */
-export type ServeFrom = { manifestPath: string; keepPath?: string } | { plainPath: string };
+export type ServeFrom = { manifestPath: string; keepPath?: string } | { plainPath: string; far?: boolean };
 
 export interface PagerOperations {
   hello: { request: Record<never, never>; reply: { pid: number; mountDir: string } };

@@ -8,8 +8,9 @@ import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { pageBytes, pagesIn } from '../snapshot/extents.ts';
 import type { Image } from '../snapshot/manifest.ts';
-import type { FrameTable } from '../snapshot/segment.ts';
+import type { FrameRead, FrameTable } from '../snapshot/segment.ts';
 import type { Recording, TouchedRun } from '../snapshot/working-set.ts';
+import type { RequestOptions } from '../store/blob-store.ts';
 import { FetchGate } from './fetch-gate.ts';
 import { framesAround, framesInOrder, planAhead, planLater } from './fetch-plan.ts';
 import { FileTree } from './file-tree.ts';
@@ -34,6 +35,8 @@ export interface LoadedImage {
   image: Image;
   frames: FrameTable;
   reader: FrameReading;
+  /** Fetches what these frames are made of, for reads to come; never rejects. */
+  hold?: (plan: FrameRead, options: RequestOptions) => Promise<void>;
 }
 
 export interface PagerOptions {
@@ -52,8 +55,8 @@ export interface PagerLimits {
   maxReadaheadBytes: number;
   /** What a fault fetches of the store: about what comes while the first byte of another read would be waited for. */
   aroundBytes: number;
-  /** Of an image's size: what may be fetched ahead with its working set, before a clone has answered. */
-  aheadFraction: number;
+  /** Of an image's size: stored bytes that are fetched after its working set, in case that they are needed. */
+  heldFraction: number;
   /** Frames that are fetched ahead go into the kernel's page cache, not only into ours. */
   push: boolean;
 }
@@ -64,12 +67,14 @@ export const defaultLimits: PagerLimits = {
   readTimeoutMs: 10_000,
   maxReadaheadBytes: 128 * 1024,
   aroundBytes: 256 * 1024,
-  aheadFraction: 0.12,
+  heldFraction: 0.06,
   push: true,
 };
 
 /** Largest READ that we let the kernel send. */
 const maxReadBytes = 1024 * 1024;
+/** Reads that nobody waits for yet, such as the kernel's guesses. Whoever needs a page waits while there are more. */
+const maxBackground = 1024;
 /** Two keep the device busy while one answer is worked out; more gain nothing (docs/decisions/0006-pagefs.md). */
 const readers = 2;
 const mountTimeoutMs = 5_000;
@@ -107,7 +112,7 @@ export class Pager {
       handler: this.#tree,
       log: options.log,
       readers,
-      limits: { maxReadaheadBytes: this.#limits.maxReadaheadBytes, maxReadBytes, maxBackground: 64 },
+      limits: { maxReadaheadBytes: this.#limits.maxReadaheadBytes, maxReadBytes, maxBackground },
     });
   }
 
@@ -180,30 +185,21 @@ export class Pager {
     const push: Push | undefined = this.#limits.push
       ? (places) => this.#pusher.push(nodeId, places)
       : undefined;
-    const { failed, error } = await source.fetchAhead(planAhead(loaded.frames, wanted), push);
-    void this.#fetchAround(source, loaded, runs, wanted);
+    const [{ failed, error }] = await Promise.all([
+      source.fetchAhead(planAhead(loaded.frames, wanted), push),
+      push?.(source.zerosIn(runs)),
+    ]);
+    this.#holdAround(loaded, runs);
     // Not an event: nobody needed these bytes yet. Whoever does will ask, and be told.
     if (failed > 0)
       this.#options.log.warn({ ...ref, failed, err: error }, 'a part could not be fetched ahead');
     return { frames: wanted.length, failed };
   }
 
-  /** What is near the working set, as far as it may go before anybody has asked. */
-  async #fetchAround(
-    source: FramePageSource,
-    { image, frames }: LoadedImage,
-    runs: readonly TouchedRun[],
-    wanted: readonly number[],
-  ): Promise<void> {
-    const storedBytes = wanted.reduce((sum, frame) => sum + frames.storedBytes[frame]!, 0);
-    const budgetBytes = Math.min(
-      image.sizeBytes * this.#limits.aheadFraction - storedBytes,
-      // What has come must stay until it is asked for, once decompressed.
-      this.#limits.cacheBytes / 8,
-    );
-    const near = framesAround(image.extents, frames, runs, budgetBytes);
-    // Failures are left to whoever really needs the bytes.
-    await source.fetchAhead(planLater(frames, near));
+  /** A clone never touches quite what others did, and each page of which that is true would cost a trip to the store. */
+  #holdAround({ image, frames, hold }: LoadedImage, runs: readonly TouchedRun[]): void {
+    const near = framesAround(image.extents, frames, runs, image.sizeBytes * this.#limits.heldFraction);
+    for (const plan of planAhead(frames, near)) void hold?.(plan, { timeoutMs: this.#limits.readTimeoutMs });
   }
 
   /** Fetches in the background what the kept file lacks. @returns how many frames that is. @throws ThawError `no-space`. */
@@ -266,7 +262,7 @@ export class Pager {
     from: ServeFrom,
     record: boolean,
   ): Promise<{ source: PageSource; loaded: LoadedImage | undefined }> {
-    if ('plainPath' in from) return { source: await openPlain(from.plainPath), loaded: undefined };
+    if ('plainPath' in from) return { source: await openPlain(from.plainPath, from.far), loaded: undefined };
     const loaded = await this.#options.load(ref, from.manifestPath);
     const { onEvent } = this.#options;
     const { keepPath } = from;
@@ -329,9 +325,9 @@ async function fetchGuess(
   await source.keepAhead(planAhead(frames, framesInOrder(image.extents, [run])));
 }
 
-async function openPlain(path: string): Promise<PlainPageSource> {
+async function openPlain(path: string, far = false): Promise<PlainPageSource> {
   const file = await open(path, 'r').catch((error: Error) => {
     throw new ThawError('snapshot-damaged', error.message, { cause: error });
   });
-  return new PlainPageSource(file, path, (await file.stat()).size);
+  return new PlainPageSource(file, path, (await file.stat()).size, far);
 }

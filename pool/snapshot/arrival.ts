@@ -3,7 +3,7 @@
 // Refuses to own serving memory (pagefs). Invariant: the directory appears when it is whole, and every byte in it was
 // verified under the manifest.
 import { randomBytes } from 'node:crypto';
-import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
+import { mkdir, open, rename, rm, writeFile } from 'node:fs/promises';
 import { Cleanup } from '../../shared/cleanup.ts';
 import { type Paths, snapshotFilesIn } from '../host/paths.ts';
 import type { BlobStore } from '../store/blob-store.ts';
@@ -56,11 +56,13 @@ async function bringParts(manifest: Manifest, partialDir: string, options: Arriv
   const tier = storeTier(store);
   // Twice: what was wrong once may have been damaged on the way.
   const reader = new FrameReader({ manifest, tiers: [tier, tier] });
-  await writeFile(files.manifestPath, encodeManifest(manifest, clusterKey), { mode: 0o600, flush: true });
+  const object = encodeManifest(manifest, clusterKey);
+  await writeFile(files.manifestPath, object, { mode: 0o600 });
   onManifest?.(files.manifestPath);
   const given = new AbortController();
   const { signal } = given;
   const parts = [
+    sync(files.manifestPath),
     materialise(manifest, 'devices', reader, files.devicesPath, { signal }),
     bringDisk(manifest, reader, blankDiskPath, files.diskPath, signal),
     ...(paged ? [] : [materialise(manifest, 'memory', reader, files.pagesPath, { signal })]),
@@ -72,6 +74,11 @@ async function bringParts(manifest: Manifest, partialDir: string, options: Arriv
     await Promise.allSettled(parts);
     throw error;
   }
+}
+
+async function sync(path: string): Promise<void> {
+  await using file = await open(path, 'r+');
+  await file.sync();
 }
 
 async function bringDisk(

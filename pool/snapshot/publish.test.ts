@@ -21,6 +21,7 @@ import { wholeFileSource } from './image-source.ts';
 import { imageNames, type Manifest } from './manifest.ts';
 import { materialise } from './materialise-image.ts';
 import { type LocalCapture, Publisher } from './publish.ts';
+import { framesOf as framesOfPages } from './segment.ts';
 
 describe('publishing', () => {
   let dir: string;
@@ -136,22 +137,41 @@ describe('publishing', () => {
     await assertHolds(manifest, image);
   });
 
+  const stretchesOf = (pages: number[]) =>
+    pages.map((page) => ({ offsetBytes: page * pageBytes, sizeBytes: pageBytes }));
+  const framesOf = ({ images: { memory } }: Manifest, pages: number[]) => [
+    ...new Set(pages.flatMap((page) => framesOfPages(memory.extents, page, 1))),
+  ];
+
   it('lays what is needed first out together', async () => {
     const { capture, image } = await captureOf(testImage(5));
-    const first = [3, 40, 200, 201, 700, 1000].map((page) => ({
-      offsetBytes: page * pageBytes,
-      sizeBytes: pageBytes,
-    }));
-    capture.memory.first = first;
+    const first = [3, 40, 200, 201, 700, 1000];
+    capture.memory.first = stretchesOf(first);
     const { manifest } = await publisher.publish(capture);
-    const frames = new Set<number>();
-    const { startPage, pageCount, frame } = manifest.images.memory.extents;
-    for (const { offsetBytes } of first)
-      for (const [row, start] of startPage.entries()) {
-        const page = offsetBytes / pageBytes;
-        if (page >= start && page < start + pageCount[row]!) frames.add(frame[row]!);
-      }
-    assert.equal(frames.size, 1, 'six pages from all over stand in one frame');
+    assert.equal(framesOf(manifest, first).length, 1, 'six pages from all over stand in one frame');
+    await assertHolds(manifest, image);
+  });
+
+  it('gathers what a child needs first and its parent has scattered, and leaves what stands together there', async () => {
+    const { capture: root, image } = await captureOf(testImage(8));
+    const { manifest: below } = await publisher.publish(root);
+    const together = Array.from({ length: 24 }, (_, at) => 4 + at);
+    const scattered = [100, 200, 300, 400, 600, 700];
+    const changed = [150, 650];
+    for (const page of changed) testPage(page).copy(image.memory, page * pageBytes);
+    const { capture } = await captureOf(image);
+    const first = [...together, ...scattered, ...changed].sort((a, b) => a - b);
+    const { manifest, pages } = await publisher.publish({
+      ...capture,
+      parentId: root.snapshotId,
+      memory: { ...capture.memory, parent: root.memory.sources, first: stretchesOf(first) },
+      disk: { ...capture.disk, sources: [] },
+    });
+    const zeros = scattered.filter((page) => framesOf(below, [page]).length === 0).length;
+    assert.equal(pages.stored - 2, scattered.length - zeros + changed.length);
+    assert.ok(framesOf(below, first).length >= 7, `${framesOf(below, first)} of the parent`);
+    assert.ok(framesOf(manifest, [...scattered, ...changed]).length <= 2, 'its own stand together');
+    assert.equal(framesOf(manifest, together).length, framesOf(below, together).length);
     await assertHolds(manifest, image);
   });
 

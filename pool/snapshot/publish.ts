@@ -11,11 +11,12 @@ import { RequestEnd } from '../store/request.ts';
 import { assemble, ImageChanges, NewFrames, type PageCounts } from './assemble.ts';
 import { Catalogue } from './catalogue.ts';
 import { Compressor } from './compress.ts';
-import { checkSource, type ImageSource, wholeFileSource } from './image-source.ts';
+import type { ImageSource } from './image-source.ts';
 import { type ImageName, type Manifest, type SnapshotTitle, storedBytesOf } from './manifest.ts';
 import { encodeManifest } from './manifest-codec.ts';
 import { Pins } from './pins.ts';
-import { excluding, flatten, type RunTable, restrictedTo, totalBytes } from './run-table.ts';
+import { plansOf } from './publish-plan.ts';
+import { totalBytes } from './run-table.ts';
 import type { ClusterKey } from './signed-object.ts';
 import { checkSpace, Spool, type SpooledSegment } from './spool.ts';
 import { manifestKey } from './store-keys.ts';
@@ -226,31 +227,6 @@ export class Publisher {
     };
     return { manifest, spooled, pages: summed(Object.values(changes)) };
   }
-}
-
-interface ReadPlan {
-  name: ImageName;
-  runs: RunTable;
-  parentRuns: RunTable | undefined;
-}
-
-/** Devices stand first, then what is needed first: a cold restore gets both in one read. */
-async function plansOf(capture: LocalCapture, parent: Manifest | undefined): Promise<ReadPlan[]> {
-  const devices = await wholeFileSource(capture.devicesPath);
-  const { size } = await stat(capture.devicesPath);
-  const plans: ReadPlan[] = [{ name: 'devices', runs: flatten([devices], size), parentRuns: undefined }];
-  const rest: ReadPlan[] = [];
-  for (const name of ['memory', 'disk'] as const) {
-    const { sizeBytes, sources, parent: parentSources, first = [] } = capture[name];
-    if (parent && parent.images[name].sizeBytes !== sizeBytes)
-      throw new ThawError('conflict', `the ${name} of ${capture.snapshotId} is not of its parent's size`);
-    for (const source of sources) checkSource(source, sizeBytes);
-    const runs = flatten(sources, sizeBytes);
-    const parentRuns = parent && parentSources ? flatten(parentSources, sizeBytes) : undefined;
-    if (first.length > 0) plans.push({ name, runs: restrictedTo(runs, first), parentRuns });
-    rest.push({ name, runs: first.length > 0 ? excluding(runs, first) : runs, parentRuns });
-  }
-  return [...plans, ...rest];
 }
 
 function describe(

@@ -83,8 +83,9 @@ export function openFrame(frames: FrameTable, frame: number, stored: Uint8Array)
     return refuse('does not have its digest');
   const plainBytes = count * pageBytes;
   try {
-    // The bound is for a manifest whose signer was wrong: its frame may claim to be anything.
-    const plain = zstdDecompressSync(stored, { maxOutputLength: plainBytes });
+    // The bound is for a manifest whose signer was wrong: its frame may claim to be anything. In one piece: pieces
+    // are put together by another copy.
+    const plain = zstdDecompressSync(stored, { maxOutputLength: plainBytes, chunkSize: plainBytes + 1 });
     return plain.length === plainBytes ? plain : refuse('is not as long as its pages');
   } catch (error) {
     return refuse('cannot be decompressed', error);

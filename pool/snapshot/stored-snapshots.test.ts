@@ -280,6 +280,24 @@ describe('a node’s snapshots in the store', () => {
     assert.deepEqual((await stored.workingSetOf(memory))?.recordings, [recording]);
   });
 
+  it('are asked for what clones touch first beside the manifest, and once', async () => {
+    const { library, stored } = await published();
+    await stored.learnt(memory, [[{ page: 3, pageCount: 2 }]]);
+    requests = [];
+    const isAsked = Promise.withResolvers<void>();
+    around = async (request, call) => {
+      if (request.what.includes('working-sets/')) isAsked.resolve();
+      // Would wait for ever if the one were asked for after the other.
+      if (request.what.includes('manifests/')) await isAsked.promise;
+      return call(request.options);
+    };
+    const arriving = library.record(snapshotId);
+    await isAsked.promise;
+    assert.ok((await stored.workingSetOf(memory))?.recordings.length, 'found while it arrives');
+    await arriving;
+    assert.equal(requests.filter((request) => request.includes('working-sets/')).length, 1);
+  });
+
   it('that an earlier run did not publish are published after a start, parents first', async () => {
     around = failing;
     const maker = await node();

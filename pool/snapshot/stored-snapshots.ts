@@ -49,8 +49,8 @@ export interface StoredSnapshotsOptions {
   compatibility?(): Promise<Compatibility>;
   /** Absent: the memory of a snapshot is fetched before it is restored. */
   paged?: PagedSnapshots | undefined;
-  /** What clones of a snapshot of this node touch first; absent where nothing can record it. */
-  rehearse?(record: SnapshotRecord, signal: AbortSignal): Promise<Recording>;
+  /** What a clone of a snapshot of this node touches first; absent where nothing can record it. `far`: with pages that take their time. */
+  rehearse?(record: SnapshotRecord, far: boolean, signal: AbortSignal): Promise<Recording>;
   /** How long a pin holds; it is renewed three times meanwhile. */
   pinMs?: number;
 }
@@ -69,8 +69,8 @@ const renewalsPerPin = 3;
 const collectEveryMs = 3_600_000;
 /** Longer than any publish and any restore. */
 const collectGraceMs = 24 * 3_600_000;
-/** One is what that clone happened to do; what a fourth would add is near what three did. */
-const rehearsals = 3;
+/** One is what that clone happened to do; what a fourth would add is near what three did. Two of them as it is elsewhere. */
+const rehearsals = [false, true, true];
 
 export class StoredSnapshots {
   readonly #options: StoredSnapshotsOptions;
@@ -79,6 +79,8 @@ export class StoredSnapshots {
   readonly #publisher: Publisher;
   readonly #queue: PublishQueue;
   readonly #arriving = new Map<string, Promise<SnapshotRecord | undefined>>();
+  /** Of what is arriving: asked for beside the manifest, so that its pages need not wait for one more answer. */
+  readonly #workingSets = new Map<string, Promise<Buffer | undefined>>();
   /** Of snapshots whose memory is not here yet. */
   readonly #pinned = new Map<string, Held>();
   readonly #pinMs: number;
@@ -145,7 +147,10 @@ export class StoredSnapshots {
   bring(snapshotId: string): Promise<SnapshotRecord | undefined> {
     const running = this.#arriving.get(snapshotId);
     if (running) return running;
-    const arriving = this.#bring(snapshotId).finally(() => this.#arriving.delete(snapshotId));
+    const arriving = this.#bring(snapshotId).finally(() => {
+      this.#arriving.delete(snapshotId);
+      this.#workingSets.delete(snapshotId);
+    });
     this.#arriving.set(snapshotId, arriving);
     return arriving;
   }
@@ -155,6 +160,7 @@ export class StoredSnapshots {
     // It may have come since its caller looked.
     const here = await library.here(snapshotId);
     if (here) return here;
+    if (paged) this.#workingSets.set(snapshotId, this.#workingSetObject(snapshotId));
     const manifest = await this.#catalogue.find(snapshotId);
     if (!manifest) return undefined;
     await this.#refuseIncompatible(manifest);
@@ -242,13 +248,20 @@ export class StoredSnapshots {
   async workingSetOf({ snapshotId, memoryMb }: Memory): Promise<WorkingSet | undefined> {
     const imagePages = (memoryMb * 1024 * 1024) / pageBytes;
     try {
-      const object = await getIfThere(this.#options.store, workingSetKey(snapshotId), {});
+      const object = await (this.#workingSets.get(snapshotId) ?? this.#workingSetObject(snapshotId));
       return object && decodeWorkingSet(object, imagePages);
     } catch (error) {
       // A hint: without it the restore is slower.
       this.#options.log.warn({ err: error, snapshotId }, 'no working set');
       return undefined;
     }
+  }
+
+  #workingSetObject(snapshotId: string): Promise<Buffer | undefined> {
+    const object = getIfThere(this.#options.store, workingSetKey(snapshotId), {});
+    // It may fail before anybody waits for it, and nobody need.
+    object.catch(() => {});
+    return object;
   }
 
   async learnt(memory: Memory, recordings: readonly Recording[]): Promise<void> {
@@ -286,7 +299,7 @@ export class StoredSnapshots {
     if (!rehearse || record.kind === 'sandbox' || record.form !== 'whole') return [];
     const recordings: Recording[] = [];
     try {
-      while (recordings.length < rehearsals) recordings.push(await rehearse(record, signal));
+      for (const far of rehearsals) recordings.push(await rehearse(record, far, signal));
     } catch (error) {
       signal.throwIfAborted();
       log.warn({ err: error, snapshotId: record.snapshotId }, 'published without a working set');

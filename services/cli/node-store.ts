@@ -76,13 +76,16 @@ export async function joinStore(options: JoinOptions): Promise<NodeStore | undef
     paged,
     compatibility: () => factory.compatibility(),
     ...(paged && {
-      rehearse: (record, signal) =>
-        paged.recordPlain(record.snapshotId, snapshotFilesIn(record.dir).pagesPath, (path) =>
-          factory.rehearse(
-            record.snapshotId,
-            path,
-            AbortSignal.any([signal, AbortSignal.timeout(rehearsalTimeoutMs)]),
-          ),
+      rehearse: (record, far, signal) =>
+        paged.recordPlain(
+          record.snapshotId,
+          { plainPath: snapshotFilesIn(record.dir).pagesPath, far },
+          (path) =>
+            factory.rehearse(
+              record.snapshotId,
+              path,
+              AbortSignal.any([signal, AbortSignal.timeout(rehearsalTimeoutMs)]),
+            ),
         ),
     }),
   });

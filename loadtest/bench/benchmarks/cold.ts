@@ -1,7 +1,8 @@
 // Owns what a clone costs on a node that has nothing of its snapshot but the store, whose every answer begins late:
-// time to the function's answer and bytes fetched by then; with the working set, without it, and against a restore
-// from local pages in the same run.
-// Invariant: every cold restore is by a node of its own with an empty directory and a pager that never served.
+// time to the answer of the request it was restored for and what the store had sent by then (whatever it was for, as a
+// part of the guest's memory); with the working set, without it, and against a restore from local pages in the same run.
+// Invariant: every cold restore is by a node of its own with an empty directory and a pager that never served; one
+// without a working set is never the second: the first one's would be known.
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -11,15 +12,15 @@ import { SnapshotLibrary } from '../../../pool/snapshot/library.ts';
 import { localCaptureOf } from '../../../pool/snapshot/local-capture.ts';
 import { Publisher } from '../../../pool/snapshot/publish.ts';
 import { ClusterKey } from '../../../pool/snapshot/signed-object.ts';
-import { startFaultProxy } from '../../../pool/store/fault-proxy-for-tests.ts';
+import { workingSetKey } from '../../../pool/snapshot/store-keys.ts';
+import { type FaultProxy, startFaultProxy } from '../../../pool/store/fault-proxy-for-tests.ts';
 import { openStore } from '../../../pool/store/open-store.ts';
 import { s3Missing, startS3, testCredentials } from '../../../pool/store/s3-server-for-tests.ts';
 import { LocalVmFactory } from '../../../pool/vm-factory.ts';
-import { joinStore, type NodeStore } from '../../../services/cli/node-store.ts';
+import { joinStore } from '../../../services/cli/node-store.ts';
 import { Cleanup } from '../../../shared/cleanup.ts';
 import { type Config, resolveConfig } from '../../../shared/config.ts';
 import { silentLog } from '../../../shared/log.ts';
-import { registry } from '../../../shared/metrics.ts';
 import { acceleratorOption, type BenchWorld, buildHello, openBenchWorld } from '../bench-world.ts';
 import type { Bench, Benchmark, Metric, Outcome } from '../benchmark.ts';
 import { median, percentilesMs } from '../percentile.ts';
@@ -56,25 +57,35 @@ async function run(bench: Bench): Promise<Outcome> {
   const missing = await s3Missing();
   if (missing !== undefined) throw new Error(missing);
   const world = await openBenchWorld(bench);
-  const config = await openFarStore(bench);
+  const far = await openFarStore(bench);
+  const { config } = far;
   bench.progress('publishing two versions of the function, one with its working set');
   const knowing = await buildHello(world);
   await publish(world, config, knowing);
   // After the node has left: it would publish this one in its own way.
   const blind = await buildHello(world);
   await publishUnrehearsed(world, config, blind);
+  const restoreBlind = async () => {
+    await forgetWorkingSet(config, blind);
+    return await restoreCold(world, far, blind);
+  };
   const samples: Samples = { local: [], knowing: [], blind: [] };
   bench.progress(`${bench.n} restores on empty nodes`);
   for (let turn = 0; turn < bench.n; turn++) {
     samples.local.push(await answerMs(world.factory, knowing));
-    samples.knowing.push(await restoreCold(world, config, knowing));
-    if (turn % blindEvery === 0) samples.blind.push(await restoreCold(world, config, blind));
+    samples.knowing.push(await restoreCold(world, far, knowing));
+    if (turn % blindEvery === 0) samples.blind.push(await restoreBlind());
   }
   return { n: bench.n, ...world.facts, metrics: metricsOf(samples) };
 }
 
+interface FarStore {
+  config: Config;
+  proxy: FaultProxy;
+}
+
 /** A real S3 server behind a proxy that makes every answer late. */
-async function openFarStore(bench: Bench): Promise<Config> {
+async function openFarStore(bench: Bench): Promise<FarStore> {
   const s3 = await startS3();
   bench.cleanup.defer('S3 server', () => s3.stop());
   const proxy = await startFaultProxy(s3.port, { firstByteDelayMs: bench.number('first-byte-ms') });
@@ -87,14 +98,17 @@ async function openFarStore(bench: Bench): Promise<Config> {
     THAW_S3_ENDPOINT: proxy.endpoint,
     THAW_CLUSTER_KEY: '11'.repeat(32),
   };
-  return resolveConfig({ env, defaults: { dataDir: tmpdir() } }).config;
+  return { config: resolveConfig({ env, defaults: { dataDir: tmpdir() } }).config, proxy };
 }
 
+/** As a node does: over its template, which is there before. */
 async function publish(world: BenchWorld, config: Config, knowing: string): Promise<void> {
   const { paths, image, factory } = world;
+  const record = await factory.library.record(knowing);
   const node = (await joinStore({ config, paths, log: silentLog, image, factory }))!;
   try {
-    node.stored.added(await factory.library.record(knowing));
+    node.stored.added(await factory.library.record(record.parent!));
+    node.stored.added(record);
     await node.stored.settled();
     if (node.stored.stateOf(knowing) !== 'stored') throw new Error(`${knowing} was not published`);
   } finally {
@@ -114,7 +128,17 @@ async function publishUnrehearsed(world: BenchWorld, config: Config, snapshotId:
   await publisher.publish(await localCaptureOf(await world.factory.library.record(snapshotId)));
 }
 
-async function restoreCold(world: BenchWorld, config: Config, snapshotId: string): Promise<Answered> {
+async function forgetWorkingSet(config: Config, snapshotId: string): Promise<void> {
+  const store = await openStore(config.store!, { s3Endpoint: config.s3Endpoint! });
+  await store.delete(workingSetKey(snapshotId));
+  await store.close();
+}
+
+async function restoreCold(
+  world: BenchWorld,
+  { config, proxy }: FarStore,
+  snapshotId: string,
+): Promise<Answered> {
   await using cleanup = new Cleanup();
   const dataDir = await mkdtemp(join(tmpdir(), 'thaw-cold-'));
   cleanup.defer('data directory', () => rm(dataDir, { recursive: true, force: true }));
@@ -124,43 +148,31 @@ async function restoreCold(world: BenchWorld, config: Config, snapshotId: string
   const factory = new LocalVmFactory({ hypervisor, image, paths, log: silentLog, library });
   const node = (await joinStore({ config, paths, log: silentLog, image, factory }))!;
   cleanup.defer('node', () => node.close());
-  const before = await fetchedBytes(node);
-  let fetched = 0;
-  const ms = await answerMs(factory, snapshotId, async () => {
-    fetched = (await fetchedBytes(node)) - before;
+  const before = proxy.bytesDown;
+  let fetchedBytes = 0;
+  const ms = await answerMs(factory, snapshotId, () => {
+    fetchedBytes = proxy.bytesDown - before;
   });
-  return { answerMs: ms, fetchedBytes: fetched };
+  return { answerMs: ms, fetchedBytes };
 }
 
-/** From asking for a clone to the answer of its function. @param answered before the clone is ended. */
+/** From asking for a clone to its function's answer, on the connection that a node keeps. @param answered called at that moment. */
 async function answerMs(
   factory: LocalVmFactory,
   snapshotId: string,
-  answered: () => Promise<void> = async () => {},
+  answered: () => void = () => {},
 ): Promise<number> {
   const startMs = performance.now();
   const vm = await factory.restore(snapshotId, AbortSignal.timeout(restoreTimeoutMs));
   try {
-    const { body } = await request(vm.runnerOrigin!);
+    const { body } = await request(vm.runnerOrigin!, { dispatcher: vm.runnerConnections! });
     await body.json();
     const elapsedMs = performance.now() - startMs;
-    await answered();
+    answered();
     return elapsedMs;
   } finally {
     await vm.destroy();
   }
-}
-
-interface Series {
-  name: string;
-  values: { value: number; labels: { op?: string } }[];
-}
-
-/** By this process and by the node's pager. */
-async function fetchedBytes({ paged }: NodeStore): Promise<number> {
-  const series = [...(await registry.getMetricsAsJSON()), ...((await paged?.metrics()) ?? [])] as Series[];
-  const rows = series.filter(({ name }) => name === 'thaw_store_bytes_total').flatMap(({ values }) => values);
-  return rows.reduce((sum, { value, labels }) => sum + (labels.op === 'get' ? value : 0), 0);
 }
 
 function metricsOf({ local, knowing, blind }: Samples): Metric[] {
