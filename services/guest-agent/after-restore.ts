@@ -1,11 +1,11 @@
 // Owns the steps that make a resumed copy of memory a machine of its own, in their order.
 // Refuses to own when they run (main.ts) and the calls themselves (kernel-calls.ts, reseed-server.ts).
 // Invariant: entropy first; nothing that needs uniqueness runs before it, and any failed step fails the restore.
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import type { RestoreRequest } from '../../shared/agent-protocol.ts';
 import { endInheritedConnections } from './inherited-connections.ts';
-import { reseedKernel, setWallClock } from './kernel-calls.ts';
+import { reseedKernel, setHostname, setWallClock } from './kernel-calls.ts';
 import { reseedOpenssl } from './native-library.ts';
 import type { ReseedServer } from './reseed-server.ts';
 import type { Settings } from './settings.ts';
@@ -20,7 +20,7 @@ export async function afterRestore(
 ): Promise<void> {
   const seed = Buffer.from(request.seed, 'base64');
   // Each consumer gets its own derivation: knowing one tells nothing of the others.
-  const derive = (purpose: string) => createHash('sha256').update(purpose).update(seed).digest();
+  const derive = (purpose: string) => hash('sha256', Buffer.concat([Buffer.from(purpose), seed]), 'buffer');
   // A host process has the host's entropy, time and name, and was never copied.
   if (settings.mode === 'guest') {
     reseedKernel(derive('kernel'));
@@ -33,7 +33,7 @@ export async function afterRestore(
 }
 
 function setIdentity(hostname: string, machineId: string): void {
-  writeFileSync('/proc/sys/kernel/hostname', hostname);
+  setHostname(hostname);
   writeFileSync('/etc/hostname', `${hostname}\n`);
   writeFileSync('/etc/machine-id', `${machineId}\n`);
   writeFileSync('/etc/hosts', hostsWith(readFileSync('/etc/hosts', 'utf8'), hostname));
