@@ -12,6 +12,11 @@ ln -sf /proc/self/fd/0 /dev/stdin
 ln -sf /proc/self/fd/1 /dev/stdout
 ln -sf /proc/self/fd/2 /dev/stderr
 chown -R user:user /home/user
+# /etc has links to these: a restore changes them.
+mkdir /run/thaw
+echo thaw > /run/thaw/hostname
+: > /run/thaw/machine-id
+printf '127.0.0.1 localhost\n::1 localhost\n' > /run/thaw/hosts
 hostname thaw
 ip link set lo up
 if [ -e /sys/class/net/eth0 ]; then
@@ -26,4 +31,6 @@ for port in /sys/class/virtio-ports/*; do
 done
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 export THAW_AGENT_MODE=guest THAW_AGENT_CONTROL="$control" THAW_AGENT_ROOT=/srv/thaw THAW_AGENT_PORT=49983
-exec /usr/bin/tini -s -- /usr/local/bin/node /opt/thaw/agent.mjs
+# A clone that compiles or collects by itself pays for it in memory and time; what an agent does much, TurboFan still finds.
+v8='--no-sparkplug --no-maglev --no-memory-reducer'
+exec /usr/bin/tini -s -- /usr/local/bin/node $v8 /opt/thaw/agent.mjs

@@ -135,13 +135,14 @@ async function addThaw(rootDir: string, agent: Map<string, Buffer>): Promise<voi
   await chmod(at('usr/local/bin/node'), 0o755);
   await chmod(at('tmp'), 0o1777);
   await addUser(at);
-  await writeFile(at('etc/hosts'), '127.0.0.1 localhost\n::1 localhost\n');
-  await writeFile(at('etc/hostname'), 'thaw\n');
+  // Each restore writes them: in memory that is a fraction of what it is through the overlay and the disk.
+  for (const name of ['hosts', 'hostname', 'machine-id']) {
+    await rm(at(`etc/${name}`), { force: true });
+    await symlink(`/run/thaw/${name}`, at(`etc/${name}`));
+  }
   await writeFile(at('etc/resolv.conf'), 'nameserver 10.0.2.3\n');
   // Debian's pip refuses to install beside apt's packages; a guest belongs to one user who wants just that.
   await writeFile(at('etc/pip.conf'), '[global]\nbreak-system-packages = true\n');
-  await rm(at('etc/machine-id'), { force: true });
-  await writeFile(at('etc/machine-id'), '');
 }
 
 async function addUser(at: (path: string) => string): Promise<void> {

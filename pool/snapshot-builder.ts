@@ -1,7 +1,7 @@
 // Owns how snapshots come to be: a template by booting once, a function version by working in a copy of a template.
 // Refuses to own restores for use (vm-factory.ts). Invariant: a snapshot directory appears under its final name only
 // when it is whole; everything before lives under '.partial' and is thrown away.
-import { createHash, randomBytes } from 'node:crypto';
+import { createHash } from 'node:crypto';
 import { access, link, mkdir, open, rename, rm, stat } from 'node:fs/promises';
 import { Cleanup } from '../shared/cleanup.ts';
 import { ThawError } from '../shared/errors.ts';
@@ -13,6 +13,7 @@ import { AgentClient } from './guest/agent-client.ts';
 import { ControlClient } from './guest/control-client.ts';
 import { type GuestIdentity, handshake } from './guest/handshake.ts';
 import { prime } from './guest/runner-client.ts';
+import { newNonce, seal } from './guest/seal.ts';
 import { capturedFilesIn, cloneFilesDir, type Paths, snapshotFilesIn } from './host/paths.ts';
 import { mergeLayers } from './hypervisor/disk-layer/layers.ts';
 import type {
@@ -198,11 +199,11 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
   async #capture(work: CaptureWork): Promise<string> {
     const { snapshotId, shape, machine, control, partialDir, of } = work;
     const { hypervisor, image, paths, dropCaches = true } = this.#options;
-    const nonce = randomBytes(16).toString('hex');
+    const nonce = newNonce();
     const onStage = (stage: string, elapsedMs: number) =>
       metrics.snapshotStage.observe({ stage }, elapsedMs / 1000);
     const sealStartMs = performance.now();
-    await control.request({ op: 'seal', nonce, dropCaches }, 30_000);
+    await seal(control, nonce, dropCaches);
     onStage('seal', performance.now() - sealStartMs);
     const files = capturedFilesIn(partialDir);
     await machine.captureInPlace(files, onStage);

@@ -40,7 +40,8 @@ export class ControlChannel {
     this.#partial = lines.pop()!;
     for (const line of lines) {
       if (this.#overlong) this.#overlong = false;
-      else this.#dispatch(line);
+      // An empty line only ends what stood before it: parsing it would throw, and each clone would pay for the stack.
+      else if (line !== '') this.#dispatch(line);
     }
     if (this.#partial.length > maxLineChars) {
       this.#partial = '';

@@ -210,7 +210,9 @@ export class FunctionRunner {
 
   #argv(spec: RunnerSpec, port: number): string[] | undefined {
     const place = [this.#settings.httpHost, String(port), spec.entry ?? ''];
-    if (spec.runtime === 'node') return [process.execPath, runnerFile('node-runner'), ...place];
+    // A collection because nothing happens would cost each idle clone memory of its own, and give the host none back.
+    if (spec.runtime === 'node')
+      return [process.execPath, '--no-memory-reducer', runnerFile('node-runner'), ...place];
     if (spec.runtime === 'python') return ['python3', join(runnerDir, 'python_runner.py'), ...place];
     return spec.command;
   }

@@ -45,6 +45,11 @@ export function setWallClock(wallClockMs: number): void {
   checked('clock_settime', foreign('clock_settime', 'int', ['int', 'void *'])(clockRealtime, time));
 }
 
+export function setHostname(name: string): void {
+  const bytes = Buffer.from(name);
+  checked('sethostname', foreign('sethostname', 'int', ['void *', 'size_t'])(bytes, bytes.length));
+}
+
 /** Written first: only clean pages can be forgotten. What a program has mapped stays. */
 export function dropCaches(): void {
   foreign('sync', 'void', [])();

@@ -4,7 +4,7 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import type { Server } from 'node:http';
 import { join } from 'node:path';
 import type { ControlRequest } from '../../shared/agent-protocol.ts';
-import { afterRestore, readIdentity } from './after-restore.ts';
+import { afterRestore } from './after-restore.ts';
 import { AgentState } from './agent-state.ts';
 import { ControlChannel, type ControlReply } from './control-channel.ts';
 import { serveDevice, serveSocket, serveVsock } from './control-link.ts';
@@ -91,10 +91,7 @@ async function control(agent: Agent, request: ControlRequest): Promise<ControlRe
       state.sealed(request.nonce);
       reseeds.forget();
       agent.server.closeAllConnections();
-      if (request.dropCaches && settings.mode === 'guest') {
-        dropCaches();
-        readIdentity();
-      }
+      if (request.dropCaches && settings.mode === 'guest') dropCaches();
       if (settings.mode === 'process') writeFileSync(noncePath(settings), request.nonce);
       return { id, ok: true };
   }

@@ -3,7 +3,7 @@
 // A line `ID HEX` asks, `ID` confirms, `ID !WORDS` refuses: a program with a generator of its own can join, too.
 // Refuses to own what a process does with its seed (runner/).
 // Invariant: no two members get the same seed, and a restore is confirmed only when every member confirmed.
-import { createHmac, randomBytes } from 'node:crypto';
+import { hash, randomBytes } from 'node:crypto';
 import { createServer, type Server, type Socket } from 'node:net';
 
 const maxMembers = 1024;
@@ -81,7 +81,7 @@ export class ReseedServer {
 
   /** @param timeoutMs 0 when nobody waits for the answer. */
   #send(member: Member, timeoutMs: number): Promise<string | undefined> {
-    const own = createHmac('sha256', this.#seed!).update(`member ${member.number}`).digest('hex');
+    const own = hash('sha256', Buffer.concat([Buffer.from(`member ${member.number} `), this.#seed!]), 'hex');
     member.socket.write(`${this.#round} ${own}\n`);
     if (timeoutMs === 0) return Promise.resolve(undefined);
     return new Promise((resolve) => {

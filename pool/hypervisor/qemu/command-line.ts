@@ -102,4 +102,7 @@ const restoreArgs = (mode: 'restore' | 'restore-later') => [
   mode === 'restore' ? devicesInput : 'defer',
   '-global',
   'migration.send-configuration=off',
+  // No switch has to learn where the guest is now: announcing that runs much of the guest's network code.
+  '-global',
+  'migration.announce-rounds=0',
 ];

@@ -85,7 +85,7 @@ function seedMathRandom(seed: Buffer): void {
 function reseed(seed: Buffer): void {
   // One generator feeds all threads' ones; the main thread's call is enough, and a worker need not load the library.
   if (isMainThread) reseedOpenssl(seed);
-  seedMathRandom(crypto.createHash('sha256').update('Math.random').update(seed).digest());
+  seedMathRandom(crypto.hash('sha256', Buffer.concat([Buffer.from('Math.random'), seed]), 'buffer'));
   for (const cache of hiddenCaches) cache.markStale();
 }
 
