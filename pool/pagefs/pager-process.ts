@@ -27,7 +27,8 @@ export interface PagerProcessOptions {
 
 /** Each waiting read of /dev/fuse and each notice to the kernel holds a thread; the rest do files and sockets. */
 const threads = 16;
-const startTimeoutMs = 15_000;
+/** A program of Node and a mount: half a second, and fifty times that where the CPU is emulated. */
+const startTimeoutMs = 60_000;
 
 /** The pager that runs, or else a new one. @throws ThawError `mount-failed` | `bad-config` | `deadline-exceeded`. */
 export async function openPager(

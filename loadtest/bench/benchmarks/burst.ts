@@ -65,7 +65,11 @@ async function burstOnce(
 ): Promise<Round> {
   const capacity = new Capacity({ memoryMb: memoryMb * count, vms: count });
   const { factory } = world;
-  const pool = new Pool({ factory, capacity, log: silentLog, maxConcurrentRestores, maxWaiters: count });
+  const pool = new Pool({
+    ...{ factory, capacity, log: silentLog, maxConcurrentRestores, maxWaiters: count },
+    // All end at once.
+    destroyTimeoutMs: timeoutMs,
+  });
   try {
     pool.configure(snapshotId, { min: 0, max: count, recycle: 'fresh', concurrency: 1 });
     const startMs = performance.now();

@@ -166,7 +166,12 @@ export class Vmm {
 
   async #end(): Promise<void> {
     this.kill();
-    await withDeadline(`the end of Cloud Hypervisor ${this.pid}`, endTimeoutMs, this.exited);
+    // Whoever waits is told that it takes long; what it held is given back when it has ended all the same.
+    const released = this.exited.then(() => this.#release());
+    await withDeadline(`the end of Cloud Hypervisor ${this.pid}`, endTimeoutMs, released);
+  }
+
+  async #release(): Promise<void> {
     await this.#api.close();
     if (this.#mounted !== undefined) await unmountFile(this.#mounted);
     await this.#cgroup?.remove();
