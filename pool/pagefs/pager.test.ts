@@ -9,7 +9,6 @@ import { after, afterEach, before, beforeEach, describe, it } from 'node:test';
 import { promisify } from 'node:util';
 import { silentLog } from '../../shared/log.ts';
 import type { ImageName } from '../snapshot/manifest.ts';
-import { type FrameRead, framesOf } from '../snapshot/segment.ts';
 import { flatRuns } from '../snapshot/working-set.ts';
 import { canMountFuse, mountsOn } from './fuse-mount.ts';
 import { TestReader, testImage } from './image-for-tests.ts';
@@ -39,22 +38,15 @@ describe('pager', { skip }, () => {
   let reader: TestReader;
   let events: PagerEvent[];
   let pager: Pager;
-  let held: FrameRead[];
   const made = testImage(pages);
   const expectedPath = () => join(dir, 'expected');
 
   const startPager = async (limits: Partial<PagerLimits> = {}) => {
     events = [];
     reader = new TestReader(made);
-    held = [];
     pager = await Pager.start({
       mountDir,
-      load: async () => ({
-        image: made.image,
-        frames: made.frames,
-        reader,
-        hold: async (plan) => void held.push(plan),
-      }),
+      load: async () => ({ image: made.image, frames: made.frames, reader }),
       onEvent: (event) => events.push(event),
       log: silentLog,
       limits,
@@ -197,22 +189,6 @@ m[0]`,
       0,
       'the pages were in the page cache before they were touched',
     );
-  });
-
-  it('has what lies around a working set at hand as it is stored, within its share of the image', async () => {
-    await pager.add(ref, from);
-    const runs = [{ page: 640, pageCount: 1 }];
-    await pager.prefetch(ref, runs);
-    const { storedBytes } = made.frames;
-    const frames = held.flatMap((plan) => plan.frames);
-    assert.ok(frames.length > 0);
-    assert.ok(
-      !frames.includes(framesOf(made.image.extents, 640, 1)[0]!),
-      'what was fetched is not held, too',
-    );
-    assert.ok(frames.reduce((sum, frame) => sum + storedBytes[frame]!, 0) <= made.image.sizeBytes * 0.06);
-    for (const frame of frames)
-      assert.ok(!reader.reads.some((read) => read.frames.includes(frame)), 'nobody needed it');
   });
 
   it('refuses to remove a file that is mapped, and removes it afterwards for good', async () => {

@@ -8,11 +8,10 @@ import { ThawError } from '../../shared/errors.ts';
 import type { Log } from '../../shared/log.ts';
 import { pageBytes, pagesIn } from '../snapshot/extents.ts';
 import type { Image } from '../snapshot/manifest.ts';
-import type { FrameRead, FrameTable } from '../snapshot/segment.ts';
+import type { FrameTable } from '../snapshot/segment.ts';
 import type { Recording, TouchedRun } from '../snapshot/working-set.ts';
-import type { RequestOptions } from '../store/blob-store.ts';
 import { FetchGate } from './fetch-gate.ts';
-import { framesAround, framesInOrder, planAhead, planLater } from './fetch-plan.ts';
+import { framesInOrder, planAhead, planLater } from './fetch-plan.ts';
 import { FileTree } from './file-tree.ts';
 import { FrameCache } from './frame-cache.ts';
 import { type FrameHoldings, type FrameReading, FrameSource } from './frame-source.ts';
@@ -35,8 +34,6 @@ export interface LoadedImage {
   image: Image;
   frames: FrameTable;
   reader: FrameReading;
-  /** Fetches what these frames are made of, for reads to come; never rejects. */
-  hold?: (plan: FrameRead, options: RequestOptions) => Promise<void>;
 }
 
 export interface PagerOptions {
@@ -55,8 +52,6 @@ export interface PagerLimits {
   maxReadaheadBytes: number;
   /** What a fault fetches of the store: about what comes while the first byte of another read would be waited for. */
   aroundBytes: number;
-  /** Of an image's size: stored bytes that are fetched after its working set, in case that they are needed. */
-  heldFraction: number;
   /** Frames that are fetched ahead go into the kernel's page cache, not only into ours. */
   push: boolean;
 }
@@ -67,7 +62,6 @@ export const defaultLimits: PagerLimits = {
   readTimeoutMs: 10_000,
   maxReadaheadBytes: 128 * 1024,
   aroundBytes: 256 * 1024,
-  heldFraction: 0.06,
   push: true,
 };
 
@@ -189,17 +183,10 @@ export class Pager {
       source.fetchAhead(planAhead(loaded.frames, wanted), push),
       push?.(source.zerosIn(runs)),
     ]);
-    this.#holdAround(loaded, runs);
     // Not an event: nobody needed these bytes yet. Whoever does will ask, and be told.
     if (failed > 0)
       this.#options.log.warn({ ...ref, failed, err: error }, 'a part could not be fetched ahead');
     return { frames: wanted.length, failed };
-  }
-
-  /** A clone never touches quite what others did, and each page of which that is true would cost a trip to the store. */
-  #holdAround({ image, frames, hold }: LoadedImage, runs: readonly TouchedRun[]): void {
-    const near = framesAround(image.extents, frames, runs, image.sizeBytes * this.#limits.heldFraction);
-    for (const plan of planAhead(frames, near)) void hold?.(plan, { timeoutMs: this.#limits.readTimeoutMs });
   }
 
   /** Fetches in the background what the kept file lacks. @returns how many frames that is. @throws ThawError `no-space`. */

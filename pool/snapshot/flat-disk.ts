@@ -22,8 +22,9 @@ export async function layerOfFlatDisk(
   if (sizeBytes !== emptyBytes)
     throw new ThawError('incompatible', `a disk of ${sizeBytes} bytes; this node's have ${emptyBytes}`);
   const clusters: SourcedCluster[] = [];
+  const [bytes, emptyCluster] = [Buffer.alloc(clusterBytes), Buffer.alloc(clusterBytes)];
   for (const index of await clustersOf([flatPath, emptyPath])) {
-    const [bytes, emptyCluster] = await Promise.all([clusterAt(flat, index), clusterAt(empty, index)]);
+    await Promise.all([readCluster(flat, index, bytes), readCluster(empty, index, emptyCluster)]);
     if (bytes.equals(emptyCluster)) continue;
     clusters.push({ index, offsetBytes: bytes.equals(zeros) ? undefined : index * clusterBytes, from: flat });
   }
@@ -41,8 +42,7 @@ async function clustersOf(paths: readonly string[]): Promise<number[]> {
   return [...indices].sort((a, b) => a - b);
 }
 
-async function clusterAt(file: FileHandle, index: number): Promise<Buffer> {
-  const bytes = Buffer.alloc(clusterBytes);
-  await file.read(bytes, 0, clusterBytes, index * clusterBytes);
-  return bytes;
+async function readCluster(file: FileHandle, index: number, into: Buffer): Promise<void> {
+  const { bytesRead } = await file.read(into, 0, clusterBytes, index * clusterBytes);
+  into.fill(0, bytesRead);
 }

@@ -4,7 +4,6 @@ import { readFile } from 'node:fs/promises';
 import type { LoadedImage, PagerOptions } from '../../pool/pagefs/pager.ts';
 import type { PagerSettings } from '../../pool/pagefs/run-pager.ts';
 import { FrameReader, type FrameTier, storeTier } from '../../pool/snapshot/frame-reader.ts';
-import { HeldRanges } from '../../pool/snapshot/held-ranges.ts';
 import type { Manifest } from '../../pool/snapshot/manifest.ts';
 import { decodeManifest } from '../../pool/snapshot/manifest-codec.ts';
 import { ClusterKey } from '../../pool/snapshot/signed-object.ts';
@@ -23,8 +22,6 @@ export interface ImageSettings extends PagerSettings {
 }
 
 const warmUpTimeoutMs = 2_000;
-/** Of all page files together. */
-const heldBytes = 32 * 1024 * 1024;
 
 export interface Images {
   load: PagerOptions['load'];
@@ -40,12 +37,10 @@ export async function openImages(
   const store = await openStore(settings.storeUrl, options);
   const local = settings.localStoreUrl ? await openStore(settings.localStoreUrl) : undefined;
   await warmUp(store);
-  const far = around(storeTier(store));
-  const held = new HeldRanges(far, heldBytes);
-  const tiers = [held, ...tiersOf(local, far)];
+  const tiers = tiersOf(local, around(storeTier(store)));
   return {
     load: async ({ snapshotId, image }, manifestPath) =>
-      loadedImage(decodeManifest(await readManifest(manifestPath), snapshotId, key), image, tiers, held),
+      loadedImage(decodeManifest(await readManifest(manifestPath), snapshotId, key), image, tiers),
     async close() {
       await Promise.all([store.close(), local?.close()]);
     },
@@ -69,12 +64,10 @@ const loadedImage = (
   manifest: Manifest,
   image: keyof Manifest['images'],
   tiers: FrameTier[],
-  held: HeldRanges,
 ): LoadedImage => ({
   image: manifest.images[image],
   frames: manifest.frames,
   reader: new FrameReader({ manifest, tiers }),
-  hold: (plan, options) => held.hold(manifest.segments[plan.segment]!.sha256, plan, options),
 });
 
 async function readManifest(path: string): Promise<Buffer> {
