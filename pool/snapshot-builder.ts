@@ -203,7 +203,7 @@ export class LocalSnapshotBuilder implements SnapshotBuilder {
     const onStage = (stage: string, elapsedMs: number) =>
       metrics.snapshotStage.observe({ stage }, elapsedMs / 1000);
     const sealStartMs = performance.now();
-    await seal(control, nonce, dropCaches);
+    await seal(control, { nonce, dropCaches, wasBooted: !of });
     onStage('seal', performance.now() - sealStartMs);
     const files = capturedFilesIn(partialDir);
     await machine.captureInPlace(files, onStage);
