@@ -20,6 +20,8 @@ printf '127.0.0.1 localhost\n::1 localhost\n' > /run/thaw/hosts
 hostname thaw
 ip link set lo up
 if [ -e /sys/class/net/eth0 ]; then
+  # No IPv6 leads out: no clone need look for its routers.
+  echo 0 > /proc/sys/net/ipv6/conf/eth0/router_solicitations
   ip addr add 10.0.2.15/24 dev eth0
   ip link set eth0 up
   ip route add default via 10.0.2.2

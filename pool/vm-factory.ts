@@ -3,7 +3,6 @@
 // Invariant: what it returns has answered; what failed on the way leaves no process and no file.
 import { mkdir, rm } from 'node:fs/promises';
 import { setTimeout as delay } from 'node:timers/promises';
-import { Pool as Connections } from 'undici';
 import type { ControlEvent } from '../shared/agent-protocol.ts';
 import { Cleanup } from '../shared/cleanup.ts';
 import { ThawError } from '../shared/errors.ts';
@@ -12,7 +11,7 @@ import type { Log } from '../shared/log.ts';
 import { metrics } from '../shared/metrics.ts';
 import { ControlClient } from './guest/control-client.ts';
 import { handshake } from './guest/handshake.ts';
-import { prime } from './guest/runner-client.ts';
+import { type Connections, connectionsTo, prime } from './guest/runner-client.ts';
 import { capturedFilesIn, type Paths, snapshotFilesIn } from './host/paths.ts';
 import type { Address, Compatibility, GuestImage, Hypervisor, Machine } from './hypervisor/hypervisor.ts';
 import { type CaptureRequest, captureVm } from './snapshot/capture.ts';
@@ -228,16 +227,6 @@ const named = new Set<string>([
   'pager-lost',
   'no-space',
 ]);
-
-/** Kept for the VM's whole life: a guest's first connection costs more than all later requests on it. */
-const connectionIdleMs = 86_400_000;
-
-const connectionsTo = ({ host, port }: Address): Connections =>
-  new Connections(`http://${host}:${port}`, {
-    connections: null,
-    keepAliveTimeout: connectionIdleMs,
-    keepAliveMaxTimeout: connectionIdleMs,
-  });
 
 interface VmFacts {
   library: SnapshotLibrary;

@@ -1,8 +1,20 @@
 // Owns the host's calls to a guest's runner and agent that are not a user's request: prime and wait for an answer.
 // Invariant: bodies are drained and bounded; a guest cannot make the host hold what it sends.
-import { type Dispatcher, request } from 'undici';
+import { Pool as Connections, type Dispatcher, request } from 'undici';
 import { ThawError } from '../../shared/errors.ts';
 import type { Address } from '../hypervisor/hypervisor.ts';
+
+export type { Connections };
+
+/** Kept for the VM's whole life: a guest's first connection costs more than all later requests on it. */
+const connectionIdleMs = 86_400_000;
+
+export const connectionsTo = ({ host, port }: Address): Connections =>
+  new Connections(`http://${host}:${port}`, {
+    connections: null,
+    keepAliveTimeout: connectionIdleMs,
+    keepAliveMaxTimeout: connectionIdleMs,
+  });
 
 /** Calls each path once; any HTTP status counts as an answer. @throws ThawError `guest-unreachable`. */
 export async function prime(

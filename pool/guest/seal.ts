@@ -6,9 +6,17 @@ import { newVmId } from '../../shared/ids.ts';
 import type { ControlClient } from './control-client.ts';
 import { handshake } from './handshake.ts';
 
-/** By then V8 has compiled what a restore runs and knows the shapes of its objects; more change nothing. */
-const rehearsals = 12;
+/** Of an agent that was just started: by then V8 has compiled what a restore runs and knows the shapes of its objects. */
+const firstRehearsals = 12;
+/** Of a clone's agent, which has that from its template: what the kernel forgets with its cache, and new programs. */
+const laterRehearsals = 2;
 const sealTimeoutMs = 30_000;
+
+export interface Seal {
+  nonce: string;
+  dropCaches: boolean;
+  wasBooted: boolean;
+}
 
 export const newNonce = (): string => randomBytes(16).toString('hex');
 
@@ -16,7 +24,8 @@ export const newNonce = (): string => randomBytes(16).toString('hex');
  * What a guest compiles, looks up or loads at its first restores every clone would do again, and pay for with its time
  * and its memory: so they happen here, once. After the cache was dropped, so that what they need is in it again.
  */
-export async function seal(control: ControlClient, nonce: string, dropCaches: boolean): Promise<void> {
+export async function seal(control: ControlClient, { nonce, dropCaches, wasBooted }: Seal): Promise<void> {
+  const rehearsals = wasBooted ? firstRehearsals : laterRehearsals;
   for (let turn = 0; turn < rehearsals; turn++) {
     const rehearsed = newNonce();
     const isFirst = turn === 0;

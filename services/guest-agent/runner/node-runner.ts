@@ -24,6 +24,8 @@ interface Handler {
 
 const conventionalEntries = ['index.js', 'index.mjs', 'index.ts'];
 const bodyBufferBytes = 64 * 1024;
+/** Longer than any pause between two requests; the check timer must not wake an idle guest. */
+const hostKeepsConnectionsMs = 86_400_000;
 const [host = '', port = '', entry = ''] = process.argv.slice(2);
 
 const context: Context = {
@@ -192,7 +194,12 @@ function fail(error: unknown, outgoing: ServerResponse, signal: AbortSignal): vo
 
 function listen(handler: Handler): void {
   // The host keeps its connections open and ends them; time limits are the platform's.
-  const server = createServer({ keepAliveTimeout: 86_400_000, requestTimeout: 0, headersTimeout: 0 });
+  const server = createServer({
+    keepAliveTimeout: hostKeepsConnectionsMs,
+    requestTimeout: 0,
+    headersTimeout: 0,
+    connectionsCheckingInterval: hostKeepsConnectionsMs,
+  });
   server.on('request', (incoming: IncomingMessage, outgoing: ServerResponse) => {
     // The agent's readiness probe: answered here, so that it never runs the function.
     if (incoming.method === 'OPTIONS' && incoming.url === '*') outgoing.writeHead(204).end();
