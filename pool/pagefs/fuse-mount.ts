@@ -6,15 +6,12 @@ import { type FileHandle, mkdir, mkdtemp, open, readFile, rm } from 'node:fs/pro
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { withDeadline } from '../../shared/deadline.ts';
 import { ThawError } from '../../shared/errors.ts';
 import { startChild } from '../host/child.ts';
 
 const run = promisify(execFile);
 /** As /proc/self/mountinfo shows it. */
 export const pagefsType = 'fuse.thaw';
-/** Longer than what it runs is given. */
-const unmountTimeoutMs = 7_000;
 const mountTimeoutMs = 5_000;
 
 /**
@@ -59,19 +56,8 @@ const refusal = (reason: string) =>
 
 /** Takes the mount away, at once for new users and when they end for those that still have files open. */
 export async function unmountFuse(dir: string): Promise<void> {
-  const before = await mountsOn(dir);
   // --no-canonicalize: looking at a mount whose server is dead is an error in itself.
-  const ending = run('umount', ['-i', '-l', '--no-canonicalize', dir], { timeout: mountTimeoutMs });
-  try {
-    await withDeadline(`unmounting ${dir}`, unmountTimeoutMs, ending);
-  } catch (error) {
-    ending.catch(() => {});
-    // A thread of a dead server can stand in the kernel for good, where no signal ends umount; but its mount is gone.
-    if (!(error instanceof ThawError) || (await mountsOn(dir)) >= before) throw error;
-    const { child } = ending;
-    for (const stream of [child.stdout, child.stderr]) stream?.destroy();
-    child.unref();
-  }
+  await run('umount', ['-i', '-l', '--no-canonicalize', dir], { timeout: mountTimeoutMs });
 }
 
 /** How many pagefs mounts stand on `dir`; more than one when dead ones were mounted over. */
