@@ -55,9 +55,17 @@ const refusal = (reason: string) =>
   new ThawError('mount-failed', `the page file system could not be mounted: ${reason}`);
 
 /** Takes the mount away, at once for new users and when they end for those that still have files open. */
-export async function unmountFuse(dir: string): Promise<void> {
+export const unmountFuse = (dir: string): Promise<void> => unmount(dir, '-l');
+
+/**
+ * `-f` aborts the conversation first: a thread of a dead server that waits for a page which the server owes cannot end,
+ * no signal reaches it, and while it lives the kernel goes on waiting for the server.
+ */
+const abortMount = (dir: string): Promise<void> => unmount(dir, '-f', '-l');
+
+async function unmount(dir: string, ...how: string[]): Promise<void> {
   // --no-canonicalize: looking at a mount whose server is dead is an error in itself.
-  await run('umount', ['-i', '-l', '--no-canonicalize', dir], { timeout: mountTimeoutMs });
+  await run('umount', ['-i', ...how, '--no-canonicalize', dir], { timeout: mountTimeoutMs });
 }
 
 /** How many pagefs mounts stand on `dir`; more than one when dead ones were mounted over. */
@@ -72,12 +80,12 @@ export async function mountsOn(dir: string): Promise<number> {
 const unescapeOctal = (text: string): string =>
   text.replace(/\\([0-7]{3})/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 8)));
 
-/** Removes what a dead pager left on `dir`. @returns how many mounts that were. */
+/** Removes what a dead pager left on `dir`, and ends who waits for it with an error. @returns how many mounts that were. */
 export async function unmountStale(dir: string): Promise<number> {
   const count = await mountsOn(dir);
   for (let left = count; left > 0; left--)
     try {
-      await unmountFuse(dir);
+      await abortMount(dir);
     } catch (error) {
       // Its own pager may have been quicker.
       if ((await mountsOn(dir)) >= left) throw error;

@@ -52,12 +52,9 @@ export async function endPager({ dir, mountDir }: { dir: string; mountDir: strin
 
 const socketOf = ({ dir }: PagerProcessOptions): string => join(dir, 'pager.sock');
 
-const clientOptions = ({ dir, log, healthEveryMs, healthTimeoutMs }: PagerProcessOptions) => ({
+const clientOptions = ({ dir, mountDir, log, healthEveryMs, healthTimeoutMs }: PagerProcessOptions) => ({
   log,
-  kill: async () => {
-    const record = await readProcessRecord(dir);
-    if (record) await killRecorded(record, dir);
-  },
+  kill: async () => void (await endPager({ dir, mountDir })),
   ...(healthEveryMs === undefined ? {} : { healthEveryMs }),
   ...(healthTimeoutMs === undefined ? {} : { healthTimeoutMs }),
 });
