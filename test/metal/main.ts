@@ -72,6 +72,12 @@ const steps: readonly Step[] = [
     timeoutMs: 15 * minuteMs,
   },
   {
+    name: 'large',
+    title: 'a guest of more than 3 GiB with two CPUs',
+    args: test('cloud-hypervisor-large'),
+    timeoutMs: 12 * minuteMs,
+  },
+  {
     name: 'rounds',
     title: 'many rounds of making and ending clones',
     args: test('cloud-hypervisor-rounds'),
