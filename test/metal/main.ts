@@ -56,7 +56,7 @@ const steps: readonly Step[] = [
   {
     name: 'burst',
     title: 'figures: 32 clones at once',
-    args: bench('burst', '--n', '32', '--rounds', '1'),
+    args: bench('burst', '--n', '32', '--rounds', '1', '--timeout-s', '240'),
     timeoutMs: 10 * minuteMs,
   },
   {

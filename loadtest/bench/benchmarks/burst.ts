@@ -13,7 +13,6 @@ import type { Bench, Benchmark, Outcome } from '../benchmark.ts';
 import { median, percentilesMs } from '../percentile.ts';
 
 const memoryMb = 256;
-const timeoutMs = 60_000;
 
 export const burst: Benchmark = {
   name: 'burst',
@@ -22,6 +21,7 @@ export const burst: Benchmark = {
   options: {
     ...acceleratorOption,
     rounds: { default: 3, description: 'bursts, each from an empty pool' },
+    'timeout-s': { default: 60, description: 'how long a caller waits for its clone' },
     restores: { default: Math.max(2, availableParallelism()), description: 'restores under way at one time' },
   },
   run,
@@ -35,7 +35,8 @@ async function run(bench: Bench): Promise<Outcome> {
   const rounds: Round[] = [];
   for (let round = 1; round <= bench.number('rounds'); round++) {
     bench.progress(`burst ${round}`);
-    rounds.push(await burstOnce(world, snapshotId, bench.n, bench.number('restores')));
+    const [restores, timeoutMs] = [bench.number('restores'), bench.number('timeout-s') * 1_000];
+    rounds.push(await burstOnce(world, snapshotId, { count: bench.n, restores, timeoutMs }));
   }
   const timesMs = rounds.flatMap((round) => round.timesMs);
   const errors = rounds.reduce((sum, round) => sum + round.errors, 0);
@@ -57,11 +58,16 @@ interface Round {
   perSecond: number;
 }
 
+interface BurstOptions {
+  count: number;
+  restores: number;
+  timeoutMs: number;
+}
+
 async function burstOnce(
   world: BenchWorld,
   snapshotId: string,
-  count: number,
-  maxConcurrentRestores: number,
+  { count, restores: maxConcurrentRestores, timeoutMs }: BurstOptions,
 ): Promise<Round> {
   const capacity = new Capacity({ memoryMb: memoryMb * count, vms: count });
   const { factory } = world;
@@ -74,7 +80,7 @@ async function burstOnce(
     pool.configure(snapshotId, { min: 0, max: count, recycle: 'fresh', concurrency: 1 });
     const startMs = performance.now();
     const leases: Lease[] = [];
-    const asked = Array.from({ length: count }, () => askOnce(pool, snapshotId, leases));
+    const asked = Array.from({ length: count }, () => askOnce(pool, snapshotId, leases, timeoutMs));
     const outcomes = await Promise.allSettled(asked);
     const elapsedMs = performance.now() - startMs;
     for (const lease of leases) lease.release();
@@ -86,7 +92,7 @@ async function burstOnce(
 }
 
 /** @returns milliseconds until this caller's own clone had answered. */
-async function askOnce(pool: Pool, snapshotId: string, leases: Lease[]): Promise<number> {
+async function askOnce(pool: Pool, snapshotId: string, leases: Lease[], timeoutMs: number): Promise<number> {
   const startMs = performance.now();
   const lease = await pool.acquire(snapshotId, { timeoutMs });
   leases.push(lease);
