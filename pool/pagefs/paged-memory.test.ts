@@ -30,12 +30,13 @@ describe('memory that a pager serves', { skip: ability.ok ? false : ability.reas
   let opened: PagerClient[];
   let kept: string[];
   let recorded: Recording[];
+  let missed: Recording[];
   let workingSet: WorkingSet | undefined;
   let losses: string[];
 
   beforeEach(async () => {
     dir = await mkdtemp(join(tmpdir(), 'thaw-paged-'));
-    [opened, kept, recorded, losses, workingSet] = [[], [], [], [], undefined];
+    [opened, kept, recorded, missed, losses, workingSet] = [[], [], [], [], [], undefined];
     open({});
     await writeFile(join(dir, 'expected'), testImage(pages).content);
   });
@@ -65,6 +66,7 @@ describe('memory that a pager serves', { skip: ability.ok ? false : ability.reas
       log,
       workingSetOf: async () => workingSet,
       onRecorded: async (_, recording) => void recorded.push(recording),
+      onMissed: async (_, misses) => void missed.push(misses),
       onKept: async (_, keptPath) => void kept.push(keptPath),
       onLost: (detail) => losses.push(detail),
       ...more,
@@ -171,6 +173,17 @@ sys.stdin.readline()`;
         () => true,
       ),
     );
+  });
+
+  it('tells what a clone needed that its working set did not name, though its node ends at once', async () => {
+    workingSet = { imagePages: pages, recordings: [[{ page: 0, pageCount: 16 }]] };
+    const lease = await paged.lease(await recordOf(1));
+    await run('dd', [`if=${lease.path}`, 'of=/dev/null', 'bs=4096', 'skip=400', 'count=1']);
+    lease.answered();
+    await paged.close();
+    open({});
+    assert.ok(missed[0]?.some(({ page, pageCount }) => page <= 400 && 400 < page + pageCount));
+    assert.equal(recorded.length, 0);
   });
 
   it('is kept also when its clone has ended, and not before its request had the store for itself', async () => {

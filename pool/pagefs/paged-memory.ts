@@ -24,6 +24,8 @@ export interface PagedMemoryOptions {
   /** What earlier clones were seen to need; undefined when nothing is known. Asked before each first restore. */
   workingSetOf(image: PagedImage): Promise<WorkingSet | undefined>;
   onRecorded(image: PagedImage, recording: Recording): Promise<void>;
+  /** What a clone needed before its working set had come; all of it that the set lacks is among it. */
+  onMissed(image: PagedImage, misses: Recording): Promise<void>;
   /** The plain file is whole; it stays until this has resolved. */
   onKept(image: PagedImage, keptPath: string): Promise<void>;
   /** The pager is lost; a new one is started when it is needed. */
@@ -64,6 +66,8 @@ export class PagedMemory implements PagedSnapshots {
   readonly #files = new Map<string, PagedFile>();
   /** Files that the pager still has though nobody holds them. */
   readonly #dropping = new Map<string, Promise<void>>();
+  /** What clones needed, on its way to the store. */
+  readonly #learning = new Set<Promise<void>>();
   #client: Promise<PagerClient> | undefined;
   #closed = false;
 
@@ -143,6 +147,7 @@ export class PagedMemory implements PagedSnapshots {
 
   /** Ends the pager; VMs that still map its files end with it. */
   async close(): Promise<void> {
+    await Promise.all(this.#learning);
     this.#closed = true;
     const client = await this.#client?.catch(() => undefined);
     for (const { whole } of this.#files.values())
@@ -209,7 +214,9 @@ export class PagedMemory implements PagedSnapshots {
     file.answered = true;
     // Held also when the clone has ended by then: the next one finds all of it here.
     file.leases++;
-    await this.#learn(file);
+    const learning = this.#learn(file).finally(() => this.#learning.delete(learning));
+    this.#learning.add(learning);
+    await learning;
     const { log, restAfterMs = defaultRestAfterMs } = this.#options;
     setTimeout(() => {
       if (this.#files.get(file.ref.snapshotId) === file)
@@ -221,10 +228,10 @@ export class PagedMemory implements PagedSnapshots {
   }
 
   async #learn(file: PagedFile): Promise<void> {
-    if (!file.records) return;
+    const { onRecorded, onMissed } = this.#options;
     try {
-      const client = await this.#pager();
-      await this.#options.onRecorded(file.image, await client.recording(file.ref));
+      const recording = await (await this.#pager()).recording(file.ref);
+      await (file.records ? onRecorded : onMissed)(file.image, recording);
     } catch (error) {
       this.#options.log.warn({ err: error, ...file.ref }, 'the working set was not recorded');
     }

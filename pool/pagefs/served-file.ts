@@ -29,7 +29,7 @@ export class ServedFile implements PageFile {
   readonly #options: ServedFileOptions;
   readonly #touches: FirstTouches | undefined;
   readonly #speculation: Speculation;
-  #workingSetKnown = false;
+  #misses: FirstTouches | undefined;
   #reads = 0;
   #readBytes = 0;
   #reportedMs = Number.NEGATIVE_INFINITY;
@@ -46,13 +46,14 @@ export class ServedFile implements PageFile {
     return { reads: this.#reads, readBytes: this.#readBytes };
   }
 
-  /** From now on what is not of the working set is fetched only when it is needed. */
+  /** From now on what is not of the working set is fetched only when it is needed, and that is recorded. */
   knowsWorkingSet(): void {
-    this.#workingSetKnown = true;
+    this.#misses ??= new FirstTouches(pagesIn(this.sizeBytes));
   }
 
+  /** First touches; where a working set is known, only of pages that had not come with it by then. */
   recording(): Recording | undefined {
-    return this.#touches?.recording();
+    return (this.#touches ?? this.#misses)?.recording();
   }
 
   readRange(offsetBytes: number, sizeBytes: number): FuseAnswer | Promise<FuseAnswer> {
@@ -63,6 +64,7 @@ export class ServedFile implements PageFile {
     const startMs = performance.now();
     const read = this.source.readRange(offsetBytes, sizeBytes);
     if (!(read instanceof Promise)) return this.#served(read, startMs);
+    this.#misses?.touch(offsetBytes, sizeBytes);
     return read.then(
       (done) => this.#served(done, startMs),
       (error) => {
@@ -80,7 +82,7 @@ export class ServedFile implements PageFile {
    */
   #isUnwelcome(offsetBytes: number, sizeBytes: number): boolean {
     const { record } = this.#options;
-    if (sizeBytes <= pageBytes || !(record || this.#workingSetKnown)) return false;
+    if (sizeBytes <= pageBytes || !(record || this.#misses)) return false;
     if (!record && this.source.isAtHand(offsetBytes, sizeBytes)) return false;
     if (!this.#speculation.refuses(offsetBytes, sizeBytes)) return false;
     if (record) this.#options.onGuess(offsetBytes, sizeBytes);

@@ -35,6 +35,7 @@ import {
   mergedOrder,
   type Recording,
   type WorkingSet,
+  withMisses,
   withRecording,
 } from './working-set.ts';
 
@@ -269,6 +270,13 @@ export class StoredSnapshots {
     const known = (await this.workingSetOf(memory)) ?? { imagePages, recordings: [] };
     const set = recordings.reduce(withRecording, known);
     await this.#options.store.replace(workingSetKey(memory.snapshotId), encodeWorkingSet(set));
+  }
+
+  /** What a clone needed that its working set did not say in time. */
+  async missed(memory: Memory, misses: Recording): Promise<void> {
+    const known = await this.workingSetOf(memory);
+    const set = known && withMisses(known, misses);
+    if (set) await this.#options.store.replace(workingSetKey(memory.snapshotId), encodeWorkingSet(set));
   }
 
   async #publish(snapshotId: string, signal: AbortSignal): Promise<void> {

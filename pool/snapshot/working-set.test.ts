@@ -10,6 +10,7 @@ import {
   pagesOf,
   type Recording,
   runsOfFlat,
+  withMisses,
   withRecording,
 } from './working-set.ts';
 
@@ -48,6 +49,28 @@ describe('merging', () => {
     for (let page = 0; page < 10; page++) set = withRecording(set, recorded(page));
     assert.equal(set.recordings.length, 4);
     assert.deepEqual(set.recordings.at(-1), [{ page: 9, pageCount: 1 }]);
+  });
+});
+
+describe('what a clone missed', () => {
+  const set = { imagePages: 1000, recordings: [recorded(1, 2), recorded(2, 3)] };
+
+  it('is added as needed last, without what the set has, and to no other recording', () => {
+    const next = withMisses(set, recorded(3, 8, 1, 7))!;
+    assert.deepEqual(next.recordings.map(flatRuns), [
+      [1, 2],
+      [2, 2, 8, 1, 7, 1],
+    ]);
+  });
+
+  it('changes nothing when the set has all of it, or is a quarter of the image', () => {
+    assert.equal(withMisses(set, recorded(3, 1)), undefined);
+    assert.equal(withMisses(set, []), undefined);
+    const large = {
+      imagePages: 1000,
+      recordings: [recorded(...Array.from({ length: 251 }, (_, page) => page))],
+    };
+    assert.equal(withMisses(large, recorded(900)), undefined);
   });
 });
 

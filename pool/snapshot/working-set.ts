@@ -22,6 +22,8 @@ export interface WorkingSet {
 /** More add little and would let a busy template's set grow with age. */
 const maxRecordings = 4;
 const maxRuns = 1 << 20;
+/** Of the image. A set of more is not much sooner here than everything. */
+const maxLearntFraction = 0.25;
 
 export class FirstTouches {
   readonly #seen: Uint8Array;
@@ -55,6 +57,25 @@ export const withRecording = (set: WorkingSet, recording: Recording): WorkingSet
   imagePages: set.imagePages,
   recordings: [...set.recordings, recording].slice(-maxRecordings),
 });
+
+/**
+ * With what a clone needed although the set was known: the next one elsewhere has it early.
+ * @returns undefined when the set lacks nothing of it, or has grown too large to come early.
+ */
+export function withMisses(set: WorkingSet, misses: Recording): WorkingSet | undefined {
+  const known = new Set(set.recordings.flatMap(pageNumbersOf));
+  const lacked = new FirstTouches(set.imagePages);
+  for (const page of pageNumbersOf(misses)) if (!known.has(page)) lacked.touch(page * pageBytes, pageBytes);
+  const added = lacked.recording();
+  if (added.length === 0 || known.size > maxLearntFraction * set.imagePages) return undefined;
+  return {
+    ...set,
+    recordings: [...set.recordings.slice(0, -1), [...(set.recordings.at(-1) ?? []), ...added]],
+  };
+}
+
+const pageNumbersOf = (runs: Recording): number[] =>
+  runs.flatMap(({ page, pageCount }) => Array.from({ length: pageCount }, (_, index) => page + index));
 
 /**
  * Every page that any recording touched: one that is missing costs a fault a trip to the store, one too many 4 KiB of a

@@ -132,6 +132,7 @@ function pagedMemoryOf(
     log,
     workingSetOf: (image) => stored().workingSetOf(image),
     onRecorded: (image, recording) => stored().learnt(image, [recording]),
+    onMissed: (image, misses) => stored().missed(image, misses),
     async onKept({ snapshotId }, keptPath) {
       await factory.library.becomeWhole(snapshotId, keptPath);
       await stored().unpin(snapshotId);
