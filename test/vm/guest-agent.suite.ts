@@ -68,22 +68,30 @@ function chunksOf(sizeBytes: number): ReadableStream<Uint8Array> {
   });
 }
 
+/** There and back. */
+async function carry(sizeBytes: number): Promise<{ writeMs: number; readMs: number }> {
+  const startMs = performance.now();
+  await sbx.files.write('large', chunksOf(sizeBytes), { requestTimeoutMs });
+  const writtenMs = performance.now();
+  let readBytes = 0;
+  const reading = await sbx.files.read('large', { format: 'stream', requestTimeoutMs });
+  for await (const part of reading) readBytes += part.length;
+  const endMs = performance.now();
+  assert.equal(readBytes, sizeBytes);
+  await sbx.files.remove('large');
+  return { writeMs: writtenMs - startMs, readMs: endMs - writtenMs };
+}
+
 describe('the agent of a real guest', () => {
   it('carries 100 MB each way with flat memory on the host and in the guest', async (context: TestContext) => {
+    // What a first transfer compiles and lets a heap grow to is not what the file takes.
+    await carry(largeBytes / 2);
     await forgetPeaks();
     const before = await peaksMb();
-    const startMs = performance.now();
-    await sbx.files.write('large', chunksOf(largeBytes), { requestTimeoutMs });
-    const writtenMs = performance.now();
-    let sizeBytes = 0;
-    const reading = await sbx.files.read('large', { format: 'stream', requestTimeoutMs });
-    for await (const part of reading) sizeBytes += part.length;
-    const readMs = performance.now();
-    assert.equal(sizeBytes, largeBytes);
-    await sbx.files.remove('large');
+    const { writeMs, readMs } = await carry(largeBytes);
     const after = await peaksMb();
     context.diagnostic(
-      `written in ${(writtenMs - startMs).toFixed(0)} ms, read in ${(readMs - writtenMs).toFixed(0)} ms; peak before and ` +
+      `written in ${writeMs.toFixed(0)} ms, read in ${readMs.toFixed(0)} ms; peak before and ` +
         `after in MB: host ${before.host.toFixed(0)}, ${after.host.toFixed(0)}; guest ${before.guest.toFixed(0)}, ${after.guest.toFixed(0)}`,
     );
     for (const side of ['host', 'guest'] as const)
