@@ -12,7 +12,14 @@ import { type BlobStore, StoreError } from '../store/blob-store.ts';
 import { DirectoryStore } from '../store/directory-store.ts';
 import { type Around, WrappedStore } from '../store/wrapped-store.ts';
 import { type ArrivalOptions, bringSnapshot } from './arrival.ts';
-import { testCompatibility, testId, testImage, testKey, wholeCapture } from './capture-for-tests.ts';
+import {
+  flatDiskCompatibility,
+  testCompatibility,
+  testId,
+  testImage,
+  testKey,
+  wholeCapture,
+} from './capture-for-tests.ts';
 import { Catalogue } from './catalogue.ts';
 import type { Manifest } from './manifest.ts';
 import { Publisher } from './publish.ts';
@@ -23,8 +30,6 @@ const run = promisify(execFile);
 const mayMount = process.getuid?.() === 0 ? {} : { skip: 'mounting a small file system takes root' };
 const snapshotId = testId(1);
 const image = testImage(1);
-/** Its disk is a flat file, so that none has to be made of it. */
-const flatDisks = { ...testCompatibility, hypervisor: 'cloud-hypervisor' };
 
 describe('a snapshot that comes from the store', () => {
   let dir: string;
@@ -44,7 +49,7 @@ describe('a snapshot that comes from the store', () => {
       ...{ store, clusterKey: testKey, spoolDir: join(dir, 'spool'), threads: 1, reserveBytes: 0 },
     });
     const capture = await wholeCapture(join(dir, 'capture'), 1, image);
-    manifest = (await publisher.publish({ ...capture, compatibility: flatDisks })).manifest;
+    manifest = (await publisher.publish({ ...capture, compatibility: flatDiskCompatibility })).manifest;
     await publisher.close();
   });
   after(() => rm(dir, { recursive: true, force: true }));

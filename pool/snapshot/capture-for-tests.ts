@@ -3,9 +3,11 @@
 import { mkdir, open, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { snapshotIdOf } from '../../shared/ids.ts';
+import { type Paths, snapshotFilesIn } from '../host/paths.ts';
 import { pageBytes } from './extents.ts';
 import { deltaSource, sparseFileSource } from './image-source.ts';
 import type { LocalCapture } from './publish.ts';
+import { recordFormat, type SnapshotRecord, writeRecord } from './record.ts';
 import { ClusterKey } from './signed-object.ts';
 
 export const testKey = new ClusterKey(Buffer.alloc(32, 7));
@@ -16,6 +18,9 @@ export const testCompatibility = {
   cpu: 'c',
   imageDigest: 'd'.repeat(64),
 };
+
+/** Disks are flat files: nothing but Thaw is needed to make one. */
+export const flatDiskCompatibility = { ...testCompatibility, hypervisor: 'cloud-hypervisor' };
 
 export const testId = (number: number): string => snapshotIdOf(number.toString(16).padStart(24, '0'));
 
@@ -123,4 +128,28 @@ async function writeSparse(path: string, bytes: Buffer): Promise<void> {
     const page = bytes.subarray(at, at + pageBytes);
     if (!page.equals(zero)) await file.write(page, 0, page.length, at);
   }
+}
+
+/** A whole snapshot on a node, as a capture leaves it; the library is not told. @returns its record. */
+export async function writeTestSnapshot(
+  { snapshotDir }: Paths,
+  image: TestImage,
+  snapshotId: string,
+  more: Partial<SnapshotRecord> = {},
+): Promise<SnapshotRecord> {
+  const dir = snapshotDir(snapshotId);
+  const files = snapshotFilesIn(dir);
+  await mkdir(dir);
+  await writeFile(files.pagesPath, image.memory);
+  await writeFile(files.diskPath, image.disk);
+  await writeFile(files.devicesPath, image.devices);
+  const record: SnapshotRecord = {
+    ...{ format: recordFormat, snapshotId, kind: 'sandbox', names: [], depth: 0, form: 'whole', dir },
+    ...{ nonce: snapshotId.slice(-24).padStart(32, '0'), memoryMb: 4, vcpus: 1 },
+    ...{ compatibility: flatDiskCompatibility, sizeBytes: 4096 },
+    ...{ createdAt: new Date(1_700_000_000_000).toISOString() },
+    ...more,
+  };
+  await writeRecord(dir, record);
+  return record;
 }

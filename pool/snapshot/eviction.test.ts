@@ -12,12 +12,12 @@ import { pathsOf, snapshotFilesIn } from '../host/paths.ts';
 import { StoreError } from '../store/blob-store.ts';
 import { DirectoryStore } from '../store/directory-store.ts';
 import { type Around, WrappedStore } from '../store/wrapped-store.ts';
-import { testCompatibility, testId, testImage, testKey } from './capture-for-tests.ts';
+import { testId, testImage, testKey, writeTestSnapshot } from './capture-for-tests.ts';
 import { takeCloneFiles } from './clone-files.ts';
 import { writeDeltaRuns } from './delta-runs.ts';
 import { Eviction, type EvictionOptions, usedRatio } from './eviction.ts';
 import { SnapshotLibrary } from './library.ts';
-import { recordFormat, recordPath, type SnapshotRecord, writeRecord } from './record.ts';
+import { recordPath, type SnapshotRecord } from './record.ts';
 import { manifestKey, segmentKey } from './store-keys.ts';
 import { StoredSnapshots } from './stored-snapshots.ts';
 
@@ -27,8 +27,6 @@ const diskMb = 40;
 /** Each has 5 MiB of its own: 4 of memory, 1 of disk. Seven fill the disk to more than 85 %, six to less than 80. */
 const fill = 7;
 const image = testImage(1);
-/** Its disk is a flat file: nothing but Thaw is needed to make one. */
-const compatibility = { ...testCompatibility, hypervisor: 'cloud-hypervisor' };
 const marks = { abovePercent: 85, toPercent: 80 };
 const longAgoMs = Date.now() - 3_600_000;
 
@@ -81,19 +79,7 @@ describe('a disk that fills up', { skip }, () => {
 
   /** The oldest is the first of `ids`. */
   async function save(id: string, more: Partial<SnapshotRecord> = {}): Promise<void> {
-    const snapshotDir = library.paths.snapshotDir(id);
-    const files = snapshotFilesIn(snapshotDir);
-    await mkdir(snapshotDir);
-    await writeFile(files.pagesPath, image.memory);
-    await writeFile(files.diskPath, image.disk);
-    await writeFile(files.devicesPath, image.devices);
-    const record: SnapshotRecord = {
-      ...{ format: recordFormat, snapshotId: id, kind: 'sandbox', names: [], depth: 0, form: 'whole' },
-      ...{ dir: snapshotDir, nonce: id.slice(-24).padStart(32, '0'), memoryMb: 4, vcpus: 1, compatibility },
-      ...{ createdAt: new Date(1_700_000_000_000).toISOString(), sizeBytes: 4096 },
-      ...more,
-    };
-    await writeRecord(snapshotDir, record);
+    const record = await writeTestSnapshot(library.paths, image, id, more);
     await lastUsed(id, longAgoMs + ids.indexOf(id) * 1_000);
     library.added(record);
   }

@@ -8,7 +8,7 @@ import { silentLog as log } from '../../shared/log.ts';
 import { type Paths, pathsOf, snapshotFilesIn } from '../host/paths.ts';
 import { reclaim } from '../host/reclaim.ts';
 import { DirectoryStore } from '../store/directory-store.ts';
-import { testCompatibility, testImage, testKey, wholeCapture } from './capture-for-tests.ts';
+import { flatDiskCompatibility, testImage, testKey, wholeCapture } from './capture-for-tests.ts';
 import { changedPage, deedId, deeds } from './deeds-for-tests.ts';
 import { writeDeltaRuns } from './delta-runs.ts';
 import { dyingAt } from './dying-for-tests.ts';
@@ -19,8 +19,6 @@ import { verifyLocal } from './verify-local.ts';
 const maxChanges = 40;
 type Deed = keyof typeof deeds;
 const image = testImage(1);
-/** Its disk is a flat file. */
-const compatibility = { ...testCompatibility, hypervisor: 'cloud-hypervisor' };
 
 describe('snapshots, when a crash interrupts them at any change,', () => {
   let dir: string;
@@ -39,14 +37,15 @@ describe('snapshots, when a crash interrupts them at any change,', () => {
       reserveBytes: 0,
     });
     const capture = await wholeCapture(join(dir, 'capture'), 1, image);
-    await publisher.publish({ ...capture, compatibility });
+    await publisher.publish({ ...capture, compatibility: flatDiskCompatibility });
     await publisher.close();
   });
   after(() => rm(dir, { recursive: true, force: true }));
 
   const recordOf = (paths: Paths, more: Partial<SnapshotRecord>): SnapshotRecord => ({
     ...{ format: recordFormat, snapshotId: deedId, kind: 'sandbox', names: [], depth: 0, form: 'whole' },
-    ...{ dir: paths.snapshotDir(deedId), nonce: '1'.repeat(32), memoryMb: 4, vcpus: 1, compatibility },
+    ...{ dir: paths.snapshotDir(deedId), nonce: '1'.repeat(32), memoryMb: 4, vcpus: 1 },
+    compatibility: flatDiskCompatibility,
     ...{ createdAt: new Date(0).toISOString(), sizeBytes: 4096 },
     ...more,
   });

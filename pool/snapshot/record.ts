@@ -113,11 +113,14 @@ export async function ownBytes(dir: string, others: readonly string[]): Promise<
   return sizeBytes;
 }
 
-/** Room on the disk of what only this directory names: links keep the rest where it is. */
-export async function unsharedBytes(dir: string): Promise<number> {
-  const names = await readdir(dir).catch(() => []);
-  const facts = await Promise.all(names.map((name) => stat(join(dir, name)).catch(() => undefined)));
-  return facts.reduce((sum, file) => sum + (file?.nlink === 1 ? file.blocks * blockBytes : 0), 0);
+/** Room on the disk that the removal of this file or directory gives back: links keep the rest where it is. */
+export async function unsharedBytes(path: string): Promise<number> {
+  const facts = await stat(path).catch(() => undefined);
+  if (!facts) return 0;
+  if (!facts.isDirectory()) return facts.nlink === 1 ? facts.blocks * blockBytes : 0;
+  const names = await readdir(path).catch(() => []);
+  const below = await Promise.all(names.map((name) => unsharedBytes(join(path, name))));
+  return below.reduce((sum, bytes) => sum + bytes, 0);
 }
 
 async function syncDirectory(dir: string): Promise<void> {

@@ -5,21 +5,19 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, it } from 'node:test';
 import { ThawError } from '../../shared/errors.ts';
 import { silentLog as log } from '../../shared/log.ts';
-import { pathsOf, snapshotFilesIn } from '../host/paths.ts';
+import { pathsOf } from '../host/paths.ts';
 import { type BlobStore, StoreError } from '../store/blob-store.ts';
 import { DirectoryStore } from '../store/directory-store.ts';
 import { type Around, WrappedStore } from '../store/wrapped-store.ts';
-import { testCompatibility, testId, testImage, testKey } from './capture-for-tests.ts';
+import { testId, testImage, testKey, writeTestSnapshot } from './capture-for-tests.ts';
 import { SnapshotLibrary } from './library.ts';
 import type { PagedImage, PagedSnapshots } from './paged-lease.ts';
-import { recordFormat, type SnapshotRecord, writeRecord } from './record.ts';
+import type { SnapshotRecord } from './record.ts';
 import { manifestKey, workingSetKey } from './store-keys.ts';
 import { StoredSnapshots, type StoredSnapshotsOptions } from './stored-snapshots.ts';
 
 const snapshotId = testId(1);
 const image = testImage(1);
-/** Its disk is a flat file: nothing but Thaw is needed to make one. */
-const compatibility = { ...testCompatibility, hypervisor: 'cloud-hypervisor' };
 const memory = { snapshotId, memoryMb: 4 };
 
 /** Takes notice of what is expected; nobody restores anything here. */
@@ -86,20 +84,7 @@ describe('a node’s snapshots in the store', () => {
   }
 
   async function save({ library }: Node, id = snapshotId, more: Partial<SnapshotRecord> = {}): Promise<void> {
-    const files = snapshotFilesIn(library.paths.snapshotDir(id));
-    const snapshotDir = library.paths.snapshotDir(id);
-    await mkdir(snapshotDir);
-    await writeFile(files.pagesPath, image.memory);
-    await writeFile(files.diskPath, image.disk);
-    await writeFile(files.devicesPath, image.devices);
-    const record: SnapshotRecord = {
-      ...{ format: recordFormat, snapshotId: id, kind: 'sandbox', names: [], depth: 0, form: 'whole' },
-      ...{ dir: snapshotDir, nonce: id.slice(-24).padStart(32, '0'), memoryMb: 4, vcpus: 1, compatibility },
-      ...{ createdAt: new Date(1_700_000_000_000).toISOString(), sizeBytes: 4096 },
-      ...more,
-    };
-    await writeRecord(snapshotDir, record);
-    library.added(record);
+    library.added(await writeTestSnapshot(library.paths, image, id, more));
   }
 
   /** One that a node made and another one has not. */

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import type { Paths } from '../../pool/host/paths.ts';
 import { type Cache, Eviction } from '../../pool/snapshot/eviction.ts';
 import type { SnapshotLibrary } from '../../pool/snapshot/library.ts';
+import { unsharedBytes } from '../../pool/snapshot/record.ts';
 import type { StoredSnapshots } from '../../pool/snapshot/stored-snapshots.ts';
 import type { Config } from '../../shared/config.ts';
 import type { Log } from '../../shared/log.ts';
@@ -52,17 +53,8 @@ export async function removeEntries(
     const path = join(dir, name);
     const facts = await stat(path).catch(() => undefined);
     if (!facts || !mayGo(name, Date.now() - facts.mtimeMs)) continue;
-    bytes += await bytesBelow(path);
+    bytes += await unsharedBytes(path);
     await rm(path, { recursive: true, force: true });
   }
   return bytes;
-}
-
-/** A file that has another name gives nothing back. */
-async function bytesBelow(path: string): Promise<number> {
-  const facts = await stat(path).catch(() => undefined);
-  if (!facts) return 0;
-  if (!facts.isDirectory()) return facts.nlink === 1 ? facts.blocks * 512 : 0;
-  const below = (await readdir(path)).map((name) => bytesBelow(join(path, name)));
-  return (await Promise.all(below)).reduce((sum, bytes) => sum + bytes, 0);
 }
