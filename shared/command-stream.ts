@@ -42,10 +42,13 @@ const maxFrameBytes = 1024 * 1024;
 
 export const startPath = '/process.Process/Start';
 
-export const startHeaders = (accessToken: string, user?: string): Record<string, string> => ({
+export const startHeaders = (
+  accessToken: string | null | undefined,
+  user?: string,
+): Record<string, string> => ({
   'content-type': 'application/connect+json',
   'connect-protocol-version': '1',
-  'x-access-token': accessToken,
+  ...(accessToken ? { 'x-access-token': accessToken } : {}),
   ...(user ? { authorization: `Basic ${Buffer.from(`${user}:`).toString('base64')}` } : {}),
 });
 

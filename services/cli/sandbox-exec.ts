@@ -39,7 +39,7 @@ export async function execInSandbox(
   const response = await client.open(startPath, {
     method: 'POST',
     headers: {
-      ...startHeaders(envdAccessToken ?? '', user),
+      ...startHeaders(envdAccessToken, user),
       'e2b-sandbox-id': sandboxId,
       'e2b-sandbox-port': String(agentPort),
     },
